@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help train test test-slow venv clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+
+train: .venv/.core  ## train the default backbone on the embedded digits and evaluate it
+	$(BIN)/python train.py
+
+test: .venv/.dev  ## lint and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+venv: .venv/.dev  ## create .venv with the project and everything the tests need
+
+clean:  ## remove .venv and build files (runs/ stays)
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}; use make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/.core: setup.cfg pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/.dev: setup.cfg pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch .venv/.core $@

@@ -1,0 +1,58 @@
+"""Multi-head attention inside (shifted) windows."""
+
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from ..kernels.window import window_attention
+from ..layers import RelativePositionBias
+
+fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic tracing
+
+
+class WindowAttention(nn.Module):
+    """Window attention with relative position bias (Swin, arXiv:2103.14030): (B, H, W, C) to the same shape.
+
+    Any H and W: the map is filled up to whole windows with zeros before the projection, and these tokens take part as
+    keys. With `shrink`, a map whose smaller side fits into the window is one row or column of windows of that side,
+    unshifted; this is the rule of the classification networks.
+
+    Args:
+        dim: C; `num_heads` must divide it.
+        window_size: side of a window, in tokens.
+        shifted: whether the windows are shifted by half their side, to see across the borders of unshifted ones.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool = False):
+        super().__init__()
+        if dim % num_heads:
+            raise InputError(
+                f"A width of {dim} channels cannot be split into {num_heads} heads of equal size; "
+                "choose num_heads that divides dim."
+            )
+        self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.position_bias = RelativePositionBias(window_size, num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, shrink: bool = False) -> Tensor:
+        batch, height, width, _ = x.shape
+        window, shift = effective_window(height, width, self.window_size, self.shifted, shrink)
+        q, k, v = self.qkv(x).view(batch, height, width, 3, self.num_heads, -1).unbind(3)
+        # A zero token before the projection is the bias of the projection after it.
+        _, pad_key, pad_value = self.qkv.bias.to(q.dtype).view(3, self.num_heads, -1).unbind(0)
+        bias = self.position_bias(window)
+        x = window_attention(q, k, v, (window, window), (shift, shift), bias, pad_key=pad_key, pad_value=pad_value)
+        return self.proj(x.flatten(3))
+
+    def set_window_size(self, window_size: int) -> None:
+        """Change the window; the position table is resized."""
+        self.window_size = window_size
+        self.position_bias.set_window_size(window_size)
+
+
+@fx.wrap
+def effective_window(height: int, width: int, window_size: int, shifted: bool, shrink: bool) -> tuple[int, int]:
+    """Side and shift of the windows of a map, in tokens."""
+    if shrink and min(height, width) <= window_size:
+        return min(height, width), 0
+    return window_size, window_size // 2 if shifted else 0

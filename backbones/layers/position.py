@@ -1,0 +1,60 @@
+"""Learned position tables."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias per head and relative position inside a window (Swin, arXiv:2103.14030, equation 4).
+
+    Row (y_query - y_key + M - 1) * (2M - 1) + (x_query - x_key + M - 1) of the table holds the bias of that offset.
+
+    Args:
+        window_size: M, side of the largest window, in tokens.
+        num_heads: one column of the table each.
+    """
+
+    def __init__(self, window_size: int, num_heads: int):
+        super().__init__()
+        self.window_size = window_size
+        self.table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, window_size: int) -> Tensor:
+        """Bias (num_heads, N, N), query before key, of the N tokens of a window of side `window_size` <= M.
+
+        The offsets of a smaller window are the middle of the table.
+        """
+        index = relative_index(window_size, self.window_size, self.table.device)
+        tokens = window_size * window_size
+        return self.table[index].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+
+    def set_window_size(self, window_size: int) -> None:
+        """Change M; the table is resized by `resize_table`."""
+        if window_size != self.window_size:
+            table = self.resize_table(self.table.detach(), window_size)
+            self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+            self.window_size = window_size
+
+    def fit_table(self, table: Tensor) -> Tensor:
+        """A table from a checkpoint with another window, resized to this module's; loading calls this."""
+        return self.resize_table(table, self.window_size)
+
+    @staticmethod
+    def resize_table(table: Tensor, window_size: int) -> Tensor:
+        """((2M-1)^2, num_heads) resized to another window, bicubic over the offsets as in the release."""
+        old, new = round(len(table) ** 0.5), 2 * window_size - 1
+        if old == new:
+            return table
+        grid = table.float().T.reshape(1, -1, old, old)
+        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        return grid.reshape(-1, new * new).T.contiguous().to(table.dtype)
+
+
+@fx.wrap
+def relative_index(window_size: int, table_window: int, device: torch.device) -> Tensor:
+    """Rows of the table of a window of side `table_window`, for all pairs of tokens of a window within, (N * N,)."""
+    position = torch.arange(window_size, device=device)
+    offset = position[:, None] - position[None, :] + table_window - 1  # query minus key
+    return (offset[:, None, :, None] * (2 * table_window - 1) + offset[None, :, None, :]).flatten()

@@ -1,0 +1,228 @@
+"""Names to models: the factory, the list of what there is, and the registration in timm."""
+
+import fnmatch
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._hub import download_cached_file
+from torch import nn
+
+from .backbone import Backbone
+from .checkpoints import load_checkpoint
+from .errors import InputError, UnknownArgumentError, suggest
+from .published import checkpoints, facts, pretrained_cfgs
+
+FACTORY_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "device", "dtype"}
+
+
+@dataclass
+class Variant:
+    """A registered name: the class that builds it, its constructor arguments, and the family's file."""
+
+    cls: type[Backbone]
+    arguments: dict[str, Any]
+    module: ModuleType
+
+    @property
+    def family(self) -> str:
+        return self.module.__name__.rpartition(".")[2]
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        default = inspect.signature(self.cls).parameters["img_size"].default
+        return to_2tuple(self.arguments.get("img_size", default))
+
+
+_variants: dict[str, Variant] = {}
+
+
+def register_family(variants: dict[str, dict[str, Any]]) -> Callable[[type[Backbone]], type[Backbone]]:
+    """Class decorator of a family's file: its variants become names here and in timm.
+
+    The file, named like the family, also has a function `convert_checkpoint` and, where one is needed, `class_rows`;
+    `pretrained/<family>.yaml` holds the facts of its published weights.
+    """
+
+    def register(cls: type[Backbone]) -> type[Backbone]:
+        module = sys.modules[cls.__module__]
+        for name, arguments in variants.items():
+            variant = _variants[name] = Variant(cls, arguments, module)
+            cfgs = generate_default_cfgs(pretrained_cfgs(variant.family, name, variant.img_size))
+            vars(module).setdefault("default_cfgs", {}).update(cfgs)
+            register_model(_entrypoint(name, module))
+        return cls
+
+    return register
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path = "",
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] = (0, 1, 2, 3),
+    dense: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float | None = None,
+    **hyper: Any,
+) -> nn.Module:
+    """Build a model by name, as `timm.create_model` does.
+
+    Args:
+        name: a name of `list_models()`; `name.tag` picks published weights for `pretrained`.
+        pretrained: download and load the published weights of the tag, or of the name's first tag.
+        checkpoint_path: a file of this project, or an official file of the family; loaded strictly.
+        img_size: nominal image size, in pixels; other sizes still work. None: the variant's own.
+        features_only: return a list of (B, C, H, W) maps, one per entry of `out_indices`, in place of logits.
+        dense: "detection" or "segmentation" for the family's official dense backbone; needs `features_only`.
+        drop_rate, drop_path_rate: dropout before the classifier; largest probability of stochastic depth.
+        hyper: any other constructor argument of the family, such as `depths` or `window_size`.
+
+    Raises:
+        InputError: unknown name, tag or keyword, or a checkpoint that does not fit.
+    """
+    arguments = dict(num_classes=num_classes, in_chans=in_chans, img_size=img_size, drop_rate=drop_rate, dense=dense)
+    arguments |= dict(drop_path_rate=drop_path_rate, **hyper)
+    if features_only:
+        arguments |= dict(features_only=True, out_indices=tuple(out_indices))
+    name, _, tag = name.partition(".")
+    return _build(name, tag, pretrained, checkpoint_path, **arguments)
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Sorted model names that match a shell pattern; with `pretrained`, `name.tag` for all published weights."""
+    if not pretrained:
+        return sorted(fnmatch.filter(_variants, pattern))
+    tagged = [f"{name}.{tag}" for name, variant in _variants.items() for tag in checkpoints(variant.family, name)]
+    return sorted(full for full in tagged if any(fnmatch.fnmatch(n, pattern) for n in (full, full.partition(".")[0])))
+
+
+def list_families() -> list[str]:
+    """Sorted names of the families."""
+    return sorted({variant.family for variant in _variants.values()})
+
+
+def model_info(name: str) -> dict[str, Any]:
+    """What there is to know about a model before building it.
+
+    Returns:
+        name, family, parameters, macs (multiply-adds for one image of input_size), input_size (C, H, W), min_size (in
+        pixels), strides, channels, paper, code, licence (of code and weights), and tags: for each published checkpoint
+        url, input_size, num_classes, crop_pct, interpolation, mean, std, licence, and top1 (in percent; None where no
+        ImageNet-1k accuracy is published).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    name = name.partition(".")[0]
+    variant = _find(name)
+    model = _build(name, device="meta").eval()
+    images = torch.empty(1, model.in_chans, *variant.img_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    family_facts = facts(variant.family)
+    return dict(
+        name=name,
+        family=variant.family,
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        input_size=tuple(images.shape[1:]),
+        min_size=model.min_size,
+        strides=[stage["reduction"] for stage in model.feature_info],
+        channels=[stage["num_chs"] for stage in model.feature_info],
+        **{key: family_facts[key] for key in ("paper", "code", "licence")},
+        tags=checkpoints(variant.family, name),
+    )
+
+
+def _find(name: str) -> Variant:
+    if name not in _variants:
+        raise InputError(
+            f"There is no model named {name!r}.{suggest(name, list(_variants))} backbones.list_models() has all names."
+        )
+    return _variants[name]
+
+
+def _entrypoint(name: str, module: ModuleType) -> Callable[..., nn.Module]:
+    """The function that timm's registry calls for a name."""
+
+    def build(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **arguments):
+        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
+        return _build(name, tag, pretrained, cache_dir=cache_dir, **arguments)
+
+    build.__name__ = build.__qualname__ = name
+    build.__module__ = module.__name__
+    return build
+
+
+def _build(
+    name: str,
+    tag: str = "",
+    pretrained: bool = False,
+    checkpoint_path: str | Path = "",
+    cache_dir: str | Path | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """What both factories share: check the arguments, construct, load, and wrap for features."""
+    variant = _find(name)
+    default_cfg = variant.module.default_cfgs[name]
+    if tag and tag not in default_cfg.cfgs:
+        tags = ", ".join(filter(None, default_cfg.tags)) or "none"
+        raise InputError(f"{name} has no weights tagged {tag!r}; its tags are: {tags}.")
+    cfg = default_cfg.cfgs[tag or default_cfg.tags[0]]
+    if pretrained and not cfg.url:
+        raise InputError(f"There are no published weights for {name}. Pass checkpoint_path to load a file of your own.")
+
+    known = inspect.signature(variant.cls).parameters.keys() | FACTORY_ARGUMENTS
+    for keyword in arguments.keys() - known:
+        raise UnknownArgumentError(
+            f"{name} has no argument {keyword!r}.{suggest(keyword, list(known))} It takes: {', '.join(sorted(known))}."
+        )
+    arguments = variant.arguments | {k: v for k, v in arguments.items() if v is not None}
+    if arguments.get("dense") and not arguments.get("features_only"):
+        raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
+    device, dtype = arguments.pop("device", None), arguments.pop("dtype", None)
+
+    def construct(**arguments: Any) -> Backbone:
+        with torch.device(device) if device is not None else nullcontext():
+            model = variant.cls(**arguments)
+        rows = getattr(variant.module, "class_rows", lambda old, new: None)
+        if pretrained:
+            load_checkpoint(model, _download(cfg.url, cache_dir), variant.module.convert_checkpoint, rows)
+        if checkpoint_path:
+            load_checkpoint(model, checkpoint_path, variant.module.convert_checkpoint, rows)
+        return model.to(dtype=dtype)
+
+    model = build_model_with_cfg(
+        construct,
+        name,
+        pretrained=False,  # `construct` has loaded what was asked for, strictly
+        pretrained_cfg=cfg.to_dict() | dict(architecture=name),
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+        **arguments,
+    )
+    if isinstance(model, Backbone):
+        stride = model.feature_info[-1]["reduction"]
+        model.pretrained_cfg["pool_size"] = tuple(-(-side // stride) for side in cfg.input_size[1:])
+    return model
+
+
+def _download(url: str, cache_dir: str | Path | None) -> str:
+    try:
+        return download_cached_file(url, progress=True, cache_dir=cache_dir)
+    except OSError as error:
+        raise InputError(
+            f"The weights at {url} could not be downloaded ({error}). Check the connection, or fetch the file by other "
+            "means and pass its path as checkpoint_path."
+        ) from error

@@ -1,0 +1,57 @@
+"""Attention inside (shifted) windows of a map: Swin, and every family with a window-local branch."""
+
+from torch import Tensor
+
+from .reference import window_attention_reference
+
+__all__ = ["window_attention"]
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window_size: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    pad_key: Tensor | None = None,
+    pad_value: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention inside the windows of a map (Swin, arXiv:2103.14030, section 3.2).
+
+    The map is filled up on the right and bottom to whole windows, rolled by `-shift`, cut into windows, and put back.
+    Where the roll joins tokens of opposite borders in one window, these do not attend to each other (-100 on the
+    logits). The tokens that fill the map up take part as keys and are dropped as queries.
+
+    Args:
+        q, k, v: (B, H, W, num_heads, head_dim), any strides with the last dimension contiguous.
+        window_size: rows and columns of a window, in tokens.
+        shift: rows and columns of the cyclic shift, in tokens, each less than the window.
+        bias: added to the scaled logits, (num_heads, N, N) for the N tokens of a window, query before key.
+        scale: factor of the logits; head_dim ** -0.5 when None.
+        pad_key, pad_value: key and value of the tokens that fill the map up, (num_heads, head_dim); zeros when None.
+
+    Returns:
+        (B, H, W, num_heads, head_dim), contiguous.
+
+    Raises:
+        ValueError: shapes that do not belong together; says which and what was expected.
+    """
+    if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(
+            "window_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}."
+        )
+    num_heads, head_dim = q.shape[3], q.shape[4]
+    tokens = window_size[0] * window_size[1]
+    if not (0 <= shift[0] < window_size[0] and 0 <= shift[1] < window_size[1]):
+        raise ValueError(f"window_attention expects 0 <= shift < window_size {window_size}, but got shift {shift}.")
+    for name, value, expected in (
+        ("bias", bias, (num_heads, tokens, tokens)),
+        ("pad_key", pad_key, (num_heads, head_dim)),
+        ("pad_value", pad_value, (num_heads, head_dim)),
+    ):
+        if value is not None and value.shape != expected:
+            raise ValueError(f"window_attention expects {name} of shape {expected}, but got {tuple(value.shape)}.")
+    return window_attention_reference(q, k, v, window_size, shift, bias, scale, pad_key, pad_value)

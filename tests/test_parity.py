@@ -1,0 +1,55 @@
+"""The models equal their official releases: stand-in weights in the official format, compared with recorded numbers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import backbones
+
+PARITY = Path(__file__).parent / "parity"
+sys.path.insert(0, str(PARITY))
+import parity  # noqa: E402
+
+CASES = sorted(PARITY.glob("*/*.json"))
+
+
+def official_file(case, path: Path) -> Path:
+    torch.save({"model": parity.standin_checkpoint(case["manifest"])}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
+def test_parity(path, dtype, tmp_path):
+    case = parity.load_case(path)
+    # The stand-in weights are float64: a float64 model must take them without rounding.
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        file = official_file(case, tmp_path / "official.pth")
+        model = backbones.create_model(case["variant"], checkpoint_path=file, **case.get("create_kwargs", {})).eval()
+    finally:
+        torch.set_default_dtype(previous)
+    assert sum(p.numel() for p in model.parameters()) == case["params"]
+
+    size = case["input"]
+    images = parity.standin_images(size["batch"], size["height"], size["width"]).to(dtype).requires_grad_()
+    checks = {}
+    if "logits" in case:
+        logits = model(images)
+        checks["logits"] = (logits, case["logits"])
+        features = model.forward_intermediates(images, intermediates_only=True)
+        total = (logits * parity.standin_tensor("cotangent", list(logits.shape)).to(dtype)).sum()
+    else:
+        features = model(images)
+        cotangents = [parity.standin_tensor(f"cotangent{i}", list(y.shape)).to(dtype) for i, y in enumerate(features)]
+        total = sum((y * c).sum() for y, c in zip(features, cotangents))
+    total.backward()
+    checks |= {f"feature {i}": pair for i, pair in enumerate(zip(features, case["features"], strict=True))}
+    checks["input gradient"] = (images.grad, case["input_grad"])
+
+    limit = 1e-8 if dtype == torch.float64 else max(1e-3, 20 * case["float32_mismatch"])
+    found = {what: parity.mismatch(*pair) for what, pair in checks.items()}
+    assert max(found.values()) <= limit, found
