@@ -1,0 +1,123 @@
+"""Evaluate a run, or any backbone and checkpoint, on a data set or on one picture."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from backbones import InputError
+from train import build_evaluation_loader, build_task, register_schemas, saved_config, with_free_backbone
+from training.commandline import ending_well
+from training.data import BadImages, evaluation_transform, open_image
+from training.data.decode import BadImageError
+from training.engine import Reporter, RunFolder, TrainerSettings, choose_device, evaluate
+from training.engine.optimization import Precision
+
+PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
+
+
+@dataclass
+class EvalConfig:
+    """Names and types of everything that `configs/eval.yaml` and the command line can set."""
+
+    backbone: dict[str, Any] = MISSING
+    data: Any = MISSING
+    task: dict[str, str] = MISSING
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    checkpoint: str | None = None
+    image: str | None = None
+    run_dir: str | None = None
+    debug: bool = False
+
+
+def evaluate_run(folder: Path, overrides: list[str], image: str | None, run_dir: str | None) -> None:
+    """Evaluate a run's best weights on its own validation set, or on one picture."""
+    run = RunFolder(folder)
+    config = OmegaConf.to_object(saved_config(folder, overrides))
+    if not run.best.is_file():
+        raise InputError(f"The run in {folder} has no weights yet: {run.best} does not exist. Let it finish an epoch.")
+    report(config, run.best, image, Path(run_dir) if run_dir else folder)
+
+
+def report(config, checkpoint: str | Path, image: str | None, folder: Path | None) -> None:
+    """Evaluate a configured backbone with a checkpoint, and say and write how it did.
+
+    Args:
+        folder: where eval.json and the pictures go; None: a new one under runs/eval.
+    """
+    reporter = Reporter(images_per_step=config.trainer.batch_size)
+    device = choose_device(config.trainer.device)
+    _, source = config.data.splits()
+    task = build_task(config, source.classes, checkpoint_path=checkpoint).to(device).eval()
+    if image is not None:
+        classify(task, config, image)
+        return
+
+    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
+    folder.mkdir(parents=True, exist_ok=True)
+    bad_images = BadImages(config.data.max_bad_images)
+    loader = build_evaluation_loader(source, config.data, config.trainer.batch_size, bad_images)
+    started = time.perf_counter()
+    metrics = evaluate(task, loader, Precision(config.trainer.precision, device), reporter)
+    seconds = time.perf_counter() - started
+    images = len(source) - len(bad_images.reasons)
+    result = dict(
+        task=config.task["name"],
+        backbone=config.backbone["name"],
+        data=config.data.name,
+        **metrics,
+        images=images,
+        unreadable=list(bad_images.reasons),
+        images_per_second=images / seconds,
+        checkpoint=str(checkpoint),
+    )
+    RunFolder(folder).write_json("eval.json", result)
+    task.write_pictures(folder, source)
+    reporter.note(
+        f"{result['backbone']} on {images} pictures of {result['data']}: {task.describe(metrics)}, "
+        f"{result['images_per_second']:.0f} images/s. eval.json and pictures are in {folder}"
+    )
+
+
+def classify(task, config, file: str) -> None:
+    """Print the likeliest classes of one picture."""
+    try:
+        picture = open_image(file, config.data.channels)
+    except BadImageError as error:
+        raise InputError(f"The picture {file} cannot be read ({error}).") from error
+    for name, probability in task.predict(evaluation_transform(config.data)(picture)):
+        print(f"{probability:7.2%}  {name}")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+def compose_and_evaluate(cfg: DictConfig) -> None:
+    with ending_well(cfg.debug):
+        if OmegaConf.is_missing(cfg, "backbone") or OmegaConf.is_missing(cfg, "data"):
+            raise InputError("Name what to evaluate: run=PATH, or backbone=NAME checkpoint=PATH data=NAME.")
+        config = OmegaConf.to_object(cfg)
+        report(config, config.checkpoint or "", config.image, Path(config.run_dir) if config.run_dir else None)
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate the run that run=PATH names, or compose a configuration."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    with ending_well(given.get("debug", "").lower() == "true"):
+        if "run" in given:
+            overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
+            evaluate_run(Path(given["run"]), overrides, given.get("image"), given.get("run_dir"))
+        else:
+            sys.argv[1:] = map(with_free_backbone, arguments)
+            compose_and_evaluate()
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
+    register_schemas()
+    ConfigStore.instance().store(group="schema", name="eval", node=EvalConfig)
+    main(sys.argv[1:])

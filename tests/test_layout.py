@@ -1,0 +1,81 @@
+"""Who may import whom, and what a wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each room may import besides the standard library; the longest matching prefix of a file's path decides.
+TORCH = {"torch", "torchvision", "timm", "numpy"}
+ALLOWED = {
+    "kernels": {"torch", "triton", "kernels"},
+    "backbones": TORCH | {"safetensors", "yaml", "backbones"},
+    "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
+    "backbones/attention": TORCH | {"backbones.attention", "backbones.layers", "backbones.kernels", "backbones.errors"},
+    "training": TORCH | {"PIL", "rich", "matplotlib", "safetensors", "backbones", "training"},
+    "training/data": TORCH | {"PIL", "simplejpeg", "sklearn", "backbones.errors", "training.data", "training.seeding"},
+    "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks"},
+    "training/engine": TORCH
+    | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}
+    | {"backbones.errors", "backbones.checkpoints", "training.engine", "training.seeding"},
+    "": TORCH | {"hydra", "omegaconf", "backbones", "training", "train"},
+}
+FILES = [p.relative_to(ROOT) for room in ("kernels", "backbones", "training") for p in (ROOT / room).rglob("*.py")]
+FILES = [p for p in FILES if p.parts[:2] != ("backbones", "kernels")] + [Path("train.py"), Path("eval.py")]
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names of all modules that a file imports, anywhere in it."""
+    found = set()
+    package = path.parent.parts
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {".".join([*base, name]) for name in names}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_the_right_way(path):
+    room = max((r for r in ALLOWED if str(path).startswith(r)), key=len)
+    for name in imports(path):
+        assert any(name == a or name.startswith(a + ".") for a in ALLOWED[room]), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[:2] == ("backbones", "families")], ids=str)
+def test_no_family_imports_another(path):
+    siblings = {f"backbones.families.{p.stem}" for p in (ROOT / "backbones/families").glob("[!_]*.py")}
+    if path.name != "__init__.py":
+        assert not imports(path) & siblings
+
+
+def test_triton_is_imported_by_fused_kernels_alone():
+    assert not [p for p in FILES if "triton" in imports(p) and p.name != "fused.py"]
+
+
+def test_the_wheel_holds_the_zoo_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"backbones", "training"}
+    assert "backbones/kernels/window/reference.py" in names and "backbones/pretrained/swin.yaml" in names
+    assert not [name for name in names if "__pycache__" in name or "test" in name]
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import backbones; "
+        "assert backbones.__file__.startswith(sys.argv[1]), backbones.__file__; "
+        "from backbones.kernels.window import window_attention; print(backbones.create_model('swin_nano'))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, str(installed)], check=True, cwd=tmp_path, capture_output=True)

@@ -1,0 +1,209 @@
+"""Train a backbone: compose a configuration, build what it names, and fit."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import nn
+
+import backbones
+from backbones import InputError
+from backbones.errors import suggest
+from training.commandline import ending_well
+from training.data import (
+    DATASETS,
+    AugmentSettings,
+    BadImages,
+    DataSettings,
+    Loader,
+    evaluation_transform,
+    training_transform,
+)
+from training.engine import (
+    LOGGERS,
+    EmaSettings,
+    OptimizerSettings,
+    Reporter,
+    RunFolder,
+    ScheduleSettings,
+    TrainerSettings,
+    choose_device,
+    find_unfinished,
+    fit,
+)
+from training.seeding import seed_everything
+from training.tasks import TASKS, RegularizeSettings
+
+PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and not part of a run's configuration
+
+
+@dataclass
+class Recipe:
+    """How to teach: one section for each part of the program that it concerns."""
+
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    ema: EmaSettings = field(default_factory=EmaSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    regularize: RegularizeSettings = field(default_factory=RegularizeSettings)
+
+
+@dataclass
+class TrainConfig:
+    """Names and types of everything that `configs/` and the command line can set."""
+
+    name: str = MISSING
+    backbone: dict[str, Any] = MISSING
+    data: Any = MISSING
+    task: dict[str, str] = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    logger: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    run_dir: str | None = None
+    resume: str | None = None
+    debug: bool = False
+
+
+def register_schemas() -> None:
+    """Give the groups of `configs/` their types, as group `schema`."""
+    nodes = dict(train=TrainConfig, recipe=Recipe, trainer=TrainerSettings, **DATASETS)
+    for name, node in nodes.items():
+        ConfigStore.instance().store(group="schema", name=name, node=node)
+
+
+def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
+    """Train as configured: in the run folder given, or in a new one, or in the one that resume=auto finds."""
+    config: TrainConfig = OmegaConf.to_object(cfg)
+    loggers = [build_logger(name, settings) for name, settings in config.logger.items()]
+    reporter = Reporter(loggers, config.trainer.batch_size * config.trainer.accumulation_steps)
+    choose_device(config.trainer.device)
+    seed_everything(config.seed, "weights")
+    train_loader, val_loader = build_loaders(config)
+    task = build_task(config, train_loader.source.classes)
+
+    run = run or open_run(cfg)  # now that most of what can be wrong has been found
+    reporter.note(f"{config.backbone['name']} on {config.data.name}, in {run.path}")
+    reporter.start(OmegaConf.to_container(cfg, resolve=True), run.path)
+    recipe = config.recipe
+    result = fit(
+        task, train_loader, val_loader, config.trainer, recipe.optimizer, recipe.schedule, recipe.ema, run, reporter,
+        config.seed,
+    )  # fmt: skip
+    summary = dict(task=config.task["name"], backbone=config.backbone["name"], data=config.data.name) | result
+    run.write_json("summary.json", summary)
+    reporter.finish(summary)
+    reporter.note(f"Best weights: {task.describe(summary)}. Everything is in {run.path}")
+
+
+def open_run(cfg: DictConfig) -> RunFolder:
+    """A new run folder, or with resume=auto an unfinished one of the same configuration."""
+    text = config_text(cfg)
+    if cfg.resume == "auto":
+        run = find_unfinished(Path("runs") / cfg.name, text)
+        if cfg.run_dir is not None and RunFolder(cfg.run_dir).config.exists():
+            run = RunFolder(cfg.run_dir)
+            if run.config.read_text() != text:
+                raise InputError(
+                    f"The run in {cfg.run_dir} has another configuration (see its config.yaml), so resume=auto does "
+                    f"not continue it. Use resume={cfg.run_dir} to go on as it began, or another run_dir."
+                )
+        if run is not None:
+            return run
+        print("There is no unfinished run of this configuration; a new one begins.")
+    return RunFolder.create(cfg.run_dir, cfg.name, text)
+
+
+def config_text(cfg: DictConfig) -> str:
+    """What config.yaml says: the configuration, resolved, without what is about this call alone."""
+    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in PER_CALL])
+    OmegaConf.resolve(kept)
+    return OmegaConf.to_yaml(kept)
+
+
+def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of a run, with KEY=VALUE overrides on top, typed as it was when composed.
+
+    Raises:
+        InputError: there is no run in the folder.
+    """
+    if not RunFolder(folder).config.is_file():
+        raise InputError(f"There is no run in {folder}: it has no config.yaml.")
+    with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
+    schema = OmegaConf.structured(TrainConfig)
+    schema.data = OmegaConf.structured(DATASETS[saved.data.name])
+    return OmegaConf.merge(schema, saved)
+
+
+def build_loaders(config: TrainConfig) -> tuple[Loader, Loader]:
+    """The training and the validation loader."""
+    data, bad_images = config.data, BadImages(config.data.max_bad_images)
+    train_source, val_source = data.splits()
+    transform = training_transform(data, config.recipe.augment)
+    train_loader = Loader(train_source, transform, config.trainer.batch_size, bad_images, data.workers, config.seed)
+    return train_loader, build_evaluation_loader(val_source, data, config.trainer.batch_size, bad_images)
+
+
+def build_evaluation_loader(source, data: DataSettings, batch_size: int, bad_images: BadImages) -> Loader:
+    return Loader(source, evaluation_transform(data), batch_size, bad_images, data.workers)
+
+
+def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
+    """The task around the backbone; `backbone` adds to the configured keywords."""
+    if config.task["name"] not in TASKS:
+        raise InputError(f"There is no task {config.task['name']!r}; there is: {', '.join(TASKS)}.")
+    defaults = dict(num_classes=len(classes), in_chans=config.data.channels, img_size=config.data.img_size)
+    keywords = defaults | config.backbone | backbone
+    name = keywords.pop("name")
+    try:
+        model = backbones.create_model(name, **keywords)
+    except (TypeError, IndexError, ZeroDivisionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} cannot be built with {keywords}: {error}.") from error
+    regularize = getattr(config, "recipe", Recipe()).regularize
+    return TASKS[config.task["name"]](model, classes, config.data.mean, config.data.std, regularize)
+
+
+def build_logger(name: str, settings: dict[str, Any]):
+    if name not in LOGGERS:
+        raise InputError(f"There is no logger {name!r}.{suggest(name, list(LOGGERS))}")
+    return LOGGERS[name](**settings)
+
+
+def with_free_backbone(override: str) -> str:
+    """Let any keyword of a backbone be set, also one that its YAML file does not name."""
+    return f"++{override}" if override.startswith("backbone.") else override
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def compose_and_train(cfg: DictConfig) -> None:
+    with ending_well(cfg.debug):
+        train(cfg)
+
+
+def main(arguments: list[str]) -> None:
+    """Resume the run that resume=PATH names, or compose a configuration."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    with ending_well(given.get("debug", "").lower() == "true"):
+        if given.get("resume", "auto") in ("auto", "null"):
+            sys.argv[1:] = map(with_free_backbone, arguments)
+            compose_and_train()
+        else:
+            run = RunFolder(given["resume"])
+            overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
+            cfg = saved_config(run.path, overrides)
+            run.write_config(config_text(cfg))
+            train(cfg, run)
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
+    register_schemas()
+    main(sys.argv[1:])

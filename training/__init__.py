@@ -1,0 +1,1 @@
+"""How to teach a backbone and measure it: data, tasks, and the engine that runs them."""

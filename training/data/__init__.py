@@ -1,0 +1,25 @@
+"""From samples to batches: sources, transforms, and a sample stream that depends on (seed, epoch, index) alone."""
+
+from .decode import open_image
+from .digits import Digits
+from .imagefolder import ImageFolder
+from .loader import BadImages, Batch, Loader
+from .settings import AugmentSettings, DataSettings, Source
+from .transforms import evaluation_transform, training_transform
+
+DATASETS = {"digits": Digits, "imagefolder": ImageFolder}  # by the `name` of their settings
+
+__all__ = [
+    "DATASETS",
+    "AugmentSettings",
+    "BadImages",
+    "Batch",
+    "DataSettings",
+    "Digits",
+    "ImageFolder",
+    "Loader",
+    "Source",
+    "evaluation_transform",
+    "open_image",
+    "training_transform",
+]

@@ -1,0 +1,95 @@
+"""Device, arithmetic, optimizer and schedule."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from backbones.errors import InputError
+
+from .settings import OptimizerSettings, ScheduleSettings
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"trainer.device is {name!r}, but must be auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("trainer.device is cuda, but PyTorch finds no GPU here. Use trainer.device=auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Precision:
+    """Mixed-precision arithmetic: the autocast context, and loss scaling where fp16 needs it."""
+
+    def __init__(self, name: str, device: torch.device):
+        if name not in PRECISIONS:
+            raise InputError(f"trainer.precision is {name!r}, but must be one of {', '.join(PRECISIONS)}.")
+        self._dtype, self._device = PRECISIONS[name], device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer, parameters: list[nn.Parameter], clip_grad: float | None) -> None:
+        """Clip the gradient's norm and update; fp16 steps with infinite gradients are left out."""
+        self.scaler.unscale_(optimizer)
+        if clip_grad is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_grad)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """timm's optimizer with its rules for weight decay and layer decay."""
+    extra = {} if settings.betas is None else {"betas": tuple(settings.betas)}
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=settings.name,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+            **extra,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"timm cannot build the optimizer {settings.name!r} with recipe.optimizer: {error}") from error
+
+
+def build_schedule(
+    optimizer: Optimizer, settings: ScheduleSettings, total_steps: int, steps_per_epoch: int
+) -> Scheduler:
+    """timm's scheduler over `total_steps` optimizer steps; `step_update(step)` sets the rate of a step.
+
+    The rate is a function of the step alone, so a schedule has no state to save.
+    """
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total_steps - 1)
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.name,
+            num_epochs=total_steps - warmup,
+            warmup_epochs=warmup,
+            decay_epochs=max(1, round(settings.decay_epochs * steps_per_epoch)),
+            decay_rate=settings.decay_rate,
+            min_lr=settings.min_lr,
+            warmup_lr=settings.warmup_lr,
+            warmup_prefix=True,
+            step_on_epochs=False,
+            updates_per_epoch=1,  # so that everything above counts optimizer steps
+        )
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"timm cannot build the schedule {settings.name!r} with recipe.schedule: {error}") from error
+    if schedule is None:
+        raise InputError("recipe.schedule.name is none; for a rate that stays the same, use constant.")
+    return schedule

@@ -1,0 +1,114 @@
+"""What a run says while it runs: progress bars and a table on a terminal, plain lines elsewhere, and loggers."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 60  # between two lines about one epoch, where there is no terminal for a bar
+
+
+class Reporter:
+    """Says everything once: to the console, and to the loggers.
+
+    Args:
+        loggers: objects with `start`, `epoch`, `pictures` and `finish`, such as those of `loggers.LOGGERS`.
+        images_per_step: for the rate beside a progress bar.
+    """
+
+    def __init__(self, loggers: Iterable = (), images_per_step: int = 1):
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.loggers, self.images_per_step = list(loggers), images_per_step
+        self._columns: tuple[str, ...] = ()
+        # What the packages log, a skipped picture say, is said the same way.
+        logging.basicConfig(level=logging.WARNING, handlers=[_NoteHandler(self)], format="%(message)s", force=True)
+        for package in ("backbones", "training"):
+            logging.getLogger(package).setLevel(logging.INFO)
+
+    def note(self, message: str) -> None:
+        """One line for the person who watches."""
+        self.console.print(message, markup=False)
+
+    def start(self, config: dict[str, Any], folder: Path) -> None:
+        for logger in self.loggers:
+            logger.start(config, folder)
+
+    def bar(self, items: Iterable, total: int, title: str, session=None) -> Iterator:
+        """Yield the items beside a bar with rate, loss, learning rate and time left."""
+        if not self.console.is_terminal:
+            yield from self._lines(items, total, title, session)
+            return
+        columns = (
+            TextColumn("{task.description:>14}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=total, state="")
+            started = time.perf_counter()
+            for done, item in enumerate(items, start=1):
+                yield item
+                progress.update(task, advance=1, state=self._state(session, done, started))
+
+    def _lines(self, items: Iterable, total: int, title: str, session) -> Iterator:
+        started = said = time.perf_counter()
+        for done, item in enumerate(items, start=1):
+            yield item
+            if time.perf_counter() - said > LINE_SECONDS:
+                said = time.perf_counter()
+                left = (said - started) / done * (total - done)
+                self.note(f"{title}: {done} of {total}, {self._state(session, done, started)}, {left:.0f} s left")
+
+    def _state(self, session, done: int, started: float) -> str:
+        rate = f"{done * self.images_per_step / (time.perf_counter() - started):.0f} images/s"
+        if session is None:
+            return rate
+        loss = session.progress.loss_sum / max(1, session.progress.step_in_epoch - 1)
+        return f"{rate}  loss {loss:.4f}  lr {session.lr:.2e}"
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One line of the table, with a heading before the first."""
+        if self._columns != tuple(row):
+            self._columns = tuple(row)
+            self.note("  ".join(f"{_heading(name):>10}" for name in row))
+        self.note("  ".join(f"{_format(name, value):>10}" for name, value in row.items()))
+        for logger in self.loggers:
+            logger.epoch(row)
+
+    def pictures(self, paths: list[Path]) -> None:
+        for logger in self.loggers:
+            logger.pictures(paths)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.finish(summary)
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, reporter: Reporter):
+        super().__init__()
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reporter.note(self.format(record))
+
+
+def _heading(name: str) -> str:
+    return {"images_per_second": "images/s", "train_loss": "train loss", "seconds": "seconds"}.get(name, name)
+
+
+def _format(name: str, value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if "top" in name:
+        return f"{100 * value:.2f} %"
+    if name == "lr":
+        return f"{value:.2e}"
+    return f"{value:.1f}" if name in ("seconds", "images_per_second") else f"{value:.4f}"

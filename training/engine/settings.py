@@ -1,0 +1,87 @@
+"""What can be set about a run, apart from data and task."""
+
+from dataclasses import dataclass
+
+from backbones.errors import InputError
+
+
+@dataclass
+class TrainerSettings:
+    """How long, on what, and in which arithmetic.
+
+    Args:
+        epochs: passes over the training set.
+        batch_size: pictures of one forward pass.
+        accumulation_steps: batches whose gradients are averaged for one optimizer step.
+        max_steps: optimizer steps after which training ends early.
+        device: cuda, cpu, or auto: cuda where there is one.
+        precision: fp32, or mixed with bf16 or fp16.
+        compile: run the model through torch.compile.
+    """
+
+    epochs: int = 60
+    batch_size: int = 128
+    accumulation_steps: int = 1
+    max_steps: int | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulation_steps", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"trainer.{name} is {value}, but must be at least 1.")
+
+
+@dataclass
+class OptimizerSettings:
+    """Passed to timm's optimizer factory.
+
+    Args:
+        name: any of timm's: adamw, lamb, lion, sgd, …
+        lr: peak learning rate, for the batch size at hand.
+        weight_decay: not applied to biases, norms, and what the model's `no_weight_decay` names.
+        betas: of the running moments; None leaves the optimizer's own.
+        layer_decay: factor of the learning rate from each layer to the one below; None is none.
+        clip_grad: largest norm of the whole gradient; None is no limit.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: list[float] | None = None
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+
+
+@dataclass
+class ScheduleSettings:
+    """Learning rate by optimizer step, through timm's scheduler factory.
+
+    Args:
+        name: any of timm's: cosine, step, poly, …
+        warmup_epochs: linear rise from `warmup_lr`, before the schedule proper begins.
+        min_lr: where a falling schedule ends.
+        decay_epochs, decay_rate: of `step`: how often, and the factor; the rate is also the power of `poly`.
+    """
+
+    name: str = "cosine"
+    warmup_epochs: float = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    decay_epochs: float = 30
+    decay_rate: float = 0.1
+
+
+@dataclass
+class EmaSettings:
+    """A moving average of the weights, evaluated beside them.
+
+    Args:
+        decay: share of the average that stays at each step; None keeps no average.
+        warmup: let the decay rise from 0 in the first steps.
+    """
+
+    decay: float | None = None
+    warmup: bool = True

@@ -1,0 +1,7 @@
+"""What is learned: heads, losses, metrics and pictures of one problem."""
+
+from .classification import Classification, RegularizeSettings
+
+TASKS = {"classification": Classification}
+
+__all__ = ["TASKS", "Classification", "RegularizeSettings"]
