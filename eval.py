@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
-from train import build_evaluation_loader, build_task, register_schemas, saved_config, with_free_backbone
+from train import CONFIGS, build_evaluation_loader, build_task, register_schemas, saved_config, with_free_backbone
 from training.commandline import ending_well
 from training.data import BadImages, evaluation_transform, open_image
 from training.data.decode import BadImageError
@@ -95,7 +94,7 @@ def classify(task, config, file: str) -> None:
         print(f"{probability:7.2%}  {name}")
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval")
 def compose_and_evaluate(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
         if OmegaConf.is_missing(cfg, "backbone") or OmegaConf.is_missing(cfg, "data"):
@@ -106,6 +105,8 @@ def compose_and_evaluate(cfg: DictConfig) -> None:
 
 def main(arguments: list[str]) -> None:
     """Evaluate the run that run=PATH names, or compose a configuration."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
+    register_schemas(eval=EvalConfig)
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     with ending_well(given.get("debug", "").lower() == "true"):
         if "run" in given:
@@ -117,7 +118,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
-    register_schemas()
-    ConfigStore.instance().store(group="schema", name="eval", node=EvalConfig)
     main(sys.argv[1:])

@@ -39,6 +39,7 @@ from training.engine import (
 from training.seeding import seed_everything
 from training.tasks import TASKS, RegularizeSettings
 
+CONFIGS = str(Path(__file__).parent / "configs")
 PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and not part of a run's configuration
 
 
@@ -70,9 +71,9 @@ class TrainConfig:
     debug: bool = False
 
 
-def register_schemas() -> None:
-    """Give the groups of `configs/` their types, as group `schema`."""
-    nodes = dict(train=TrainConfig, recipe=Recipe, trainer=TrainerSettings, **DATASETS)
+def register_schemas(**more: type) -> None:
+    """Give the files of `configs/` their types, as choices of the group `schema`."""
+    nodes = dict(train=TrainConfig, recipe=Recipe, trainer=TrainerSettings, **DATASETS, **more)
     for name, node in nodes.items():
         ConfigStore.instance().store(group="schema", name=name, node=node)
 
@@ -182,7 +183,7 @@ def with_free_backbone(override: str) -> str:
     return f"++{override}" if override.startswith("backbone.") else override
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
         train(cfg)
@@ -190,6 +191,8 @@ def compose_and_train(cfg: DictConfig) -> None:
 
 def main(arguments: list[str]) -> None:
     """Resume the run that resume=PATH names, or compose a configuration."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
+    register_schemas()
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     with ending_well(given.get("debug", "").lower() == "true"):
         if given.get("resume", "auto") in ("auto", "null"):
@@ -204,6 +207,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
-    register_schemas()
     main(sys.argv[1:])

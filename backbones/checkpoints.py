@@ -3,6 +3,7 @@
 import argparse
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options that training scripts add
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "not an allowed" in str(error):
-            raise InputError(
-                f"The checkpoint {path} holds more than weights ({_refused(error)}) and was refused: loading it would "
-                "run code from the file. Save the state dict alone, with torch.save(model.state_dict(), path)."
-            ) from error
-        raise _damaged(path, error) from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is None:
+            raise _damaged(path, error) from error
+        raise InputError(
+            f"The checkpoint {path} holds more than weights ({code[1]}) and was refused: loading it would run code "
+            "from the file. Save the state dict alone, with torch.save(model.state_dict(), path)."
+        ) from error
     except (SafetensorError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
     return _unwrap(content, path)
@@ -173,12 +175,6 @@ def _damaged(path: Path, error: Exception) -> InputError:
         f"The checkpoint {path} cannot be read; it is damaged or cut short ({size:,} bytes; {_first_line(error)}). "
         "Fetch or save it again."
     )
-
-
-def _refused(error: Exception) -> str:
-    text = str(error)
-    start = text.find("GLOBAL ")
-    return text[start:].split()[1] if start >= 0 else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

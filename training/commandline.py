@@ -24,7 +24,7 @@ def ending_well(debug: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
-        print(stopped)
+        print(f"{stopped} Nothing is lost; go on with: python train.py resume={stopped.folder}")
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         print("Stopped by SIGINT; what was saved before is still there.")

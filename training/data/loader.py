@@ -26,9 +26,6 @@ class Batch(NamedTuple):
     targets: Tensor
     indices: Tensor
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
 
 class BadImages:
     """The unreadable pictures of a run: each is named once, and too many are an error."""
@@ -94,7 +91,7 @@ class Loader:
         for batch, bad in self._loader:
             for name, reason in bad:
                 self.bad_images.add(name, reason)
-            if len(batch):
+            if len(batch.targets):
                 yield batch
 
 

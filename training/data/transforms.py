@@ -3,13 +3,23 @@
 from collections.abc import Callable
 
 from PIL.Image import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from .settings import AugmentSettings, DataSettings
 
 Transform = Callable[[Image], Tensor]
+
+
+def _posterize(image: Image, bits: int, **_) -> Image:
+    """timm's posterize, also where its strongest level asks for 0 bits: black, which Pillow 13 refuses to draw."""
+    return image.point(lambda value: 0) if bits < 1 else auto_augment.posterize(image, bits)
+
+
+for _name, _op in auto_augment.NAME_TO_OP.items():
+    if _op is auto_augment.posterize:
+        auto_augment.NAME_TO_OP[_name] = _posterize
 
 
 def training_transform(data: DataSettings, augment: AugmentSettings) -> Transform:

@@ -66,7 +66,7 @@ def fit(
     with StopSignals() as stop:
         while not session.done:
             if stop.received:  # in an evaluation: the epoch before it is saved
-                raise Interrupted(f"Stopped by {stop.received} after epoch {progress.epoch}.")
+                raise Interrupted(f"Stopped by {stop.received} after epoch {progress.epoch}.", run.path)
             _train_epoch(task, train_loader, session, trainer, run, reporter, stop, seed, started)
             metrics = {}
             for prefix, model in session.candidates().items():
@@ -145,7 +145,7 @@ def _train_epoch(task, loader, session, trainer, run, reporter, stop, seed, star
     if stop.received:
         progress.wall_seconds = time.perf_counter() - started
         session.save(run.last)
-        raise Interrupted(f"Stopped by {stop.received} after step {progress.step}.")
+        raise Interrupted(f"Stopped by {stop.received} after step {progress.step}.", run.path)
 
 
 def _account(session: Session, pending: tuple[int, float, Tensor] | None, run: RunFolder) -> None:

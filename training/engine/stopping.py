@@ -1,11 +1,16 @@
 """Ending a run early, without losing it."""
 
 import signal
+from pathlib import Path
 from types import FrameType
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved, and the message says how to go on."""
+    """A signal asked the run to stop; its state is saved in `folder`."""
+
+    def __init__(self, message: str, folder: Path):
+        super().__init__(message)
+        self.folder = folder
 
 
 class StopSignals:

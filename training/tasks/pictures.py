@@ -25,7 +25,7 @@ def confusion_picture(path: Path, confusion: Tensor, classes: list[str]) -> Path
     side = max(5.0, 0.38 * len(names) + 2)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    picture = axes.imshow((100 * shares).numpy(), cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.set_yticks(range(len(names)), names)

@@ -1,0 +1,170 @@
+"""Sources, decoding, and the sample stream."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones import InputError
+from training.data import (
+    AugmentSettings,
+    BadImages,
+    Digits,
+    ImageFolder,
+    Loader,
+    evaluation_transform,
+    open_image,
+    training_transform,
+)
+from training.data.decode import BadImageError
+from training.seeding import seed_everything
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of six JPEGs of different sizes for training, three for validation."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for c, name in enumerate(("dark", "light")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 100, (40 + i, 50, 3)) + 150 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / name / f"{i}.jpg")
+    return tmp_path
+
+
+def loader(data, seed=None, workers=0, batch_size=4, limit=10):
+    train, val = data.splits()
+    augment = AugmentSettings(auto_augment="rand-m9-mstd0.5-inc1", degrees=10, zoom=0.1)
+    transform = training_transform(data, augment) if seed is not None else evaluation_transform(data)
+    return Loader(train if seed is not None else val, transform, batch_size, BadImages(limit), workers, seed)
+
+
+def stream(loader, epoch=0, start=0):
+    """A hash and the indices of each batch."""
+    return [
+        (hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), batch.indices.tolist())
+        for batch in loader.epoch(epoch, start)
+    ]
+
+
+def test_digits_are_split_stratified_and_never_shared():
+    train, val = Digits().splits()
+    assert (len(train), len(val)) == (1437, 360)
+    assert not {train.name(i) for i in range(len(train))} & {val.name(i) for i in range(len(val))}
+    counts = np.bincount([val.target(i) for i in range(len(val))])
+    assert counts.min() >= 34 and counts.max() <= 37
+    assert train.image(0).size == (32, 32) and train.classes == list("0123456789")
+
+
+def test_folders_are_read_as_imagenet_is_laid_out(folder):
+    train, val = ImageFolder(root=str(folder)).splits()
+    assert train.classes == val.classes == ["dark", "light"]
+    assert [train.target(i) for i in range(len(train))] == [0] * 6 + [1] * 6
+    assert train.image(3).size == (50, 43) and train.name(7).endswith("train/light/1.jpg")
+
+
+def test_grey_scale_and_colour(folder):
+    file = folder / "train/dark/0.jpg"
+    assert open_image(file, 1).mode == "L" and open_image(file, 3).mode == "RGB"
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("L", "png"), ("P", "png"), ("RGBA", "webp")])
+def test_pictures_of_any_kind_become_rgb(tmp_path, mode, suffix):
+    Image.new("RGB", (20, 30), (200, 100, 50)).convert(mode).save(tmp_path / f"x.{suffix}")
+    picture = open_image(tmp_path / f"x.{suffix}", 3)
+    assert picture.mode == "RGB" and picture.size == (20, 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", "cut"])
+def test_unreadable_pictures(folder, content):
+    file = folder / "train/dark/0.jpg"
+    file.write_bytes(file.read_bytes()[:400] if content == "cut" else content)
+    with pytest.raises(BadImageError):
+        open_image(file, 3)
+
+
+@pytest.mark.parametrize("data", ["digits", "folder"])
+def test_the_stream_depends_on_seed_epoch_and_index_alone(data, folder):
+    data = Digits() if data == "digits" else ImageFolder(root=str(folder), img_size=32)
+    size = 200 if data.name == "digits" else 3
+    here, there = loader(data, seed=1, batch_size=size), loader(data, seed=1, workers=2, batch_size=size)
+    first, second = stream(here), stream(here, epoch=1)
+    torch.rand(7)  # whatever else has been drawn in between
+    assert stream(there) == first and stream(there, epoch=1) == second
+    assert stream(there, start=2) == first[2:] and stream(here, epoch=1, start=1) == second[1:]
+    assert first != second and stream(loader(data, seed=2, batch_size=size)) != first
+    indices = [i for _, batch in first for i in batch]
+    assert len(set(indices)) == len(indices) == len(here) * size
+
+
+def test_evaluation_sees_every_picture_once_in_order(folder):
+    batches = list(loader(ImageFolder(root=str(folder), img_size=32)).epoch())
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(6))
+    assert batches[0].images.dtype == torch.uint8 and batches[0].images.shape == (4, 3, 32, 32)
+
+
+def test_the_evaluation_crop(tmp_path):
+    """A picture twice as wide as high, its halves of different colour, is resized by its short side and cropped."""
+    picture = Image.new("RGB", (100, 50), (255, 0, 0))
+    picture.paste((0, 0, 255), (50, 0, 100, 50))
+    tensor = evaluation_transform(ImageFolder(img_size=28, crop_pct=0.875))(picture)
+    assert tensor.shape == (3, 28, 28)
+    assert tensor[0, :, 0].min() > 200 and tensor[2, :, -1].min() > 200
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n8-mstd2-inc1", "augmix-m10", "original", "3a"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_policy_of_timm_works_at_any_strength(policy, channels):
+    data = Digits(channels=channels)
+    transform = training_transform(data, AugmentSettings(auto_augment=policy))
+    image = Image.new("L" if channels == 1 else "RGB", (40, 40), 128)
+    for seed in range(60):
+        seed_everything(seed, "test")
+        assert transform(image).shape == (channels, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_are_named_skipped_and_counted(folder, caplog, workers):
+    for i in (1, 4):
+        (folder / f"train/dark/{i}.jpg").write_bytes(b"\xff\xd8 cut")
+    (folder / "val/light/0.jpg").write_bytes(b"")
+    data = ImageFolder(root=str(folder), img_size=32)
+    train, val = loader(data, seed=0, workers=workers, limit=2), loader(data, workers=workers)
+    for epoch in range(2):
+        batches = list(train.epoch(epoch))
+        assert [len(batch.targets) for batch in batches] == [4, 4, 4]  # the next readable picture takes the place
+        assert not {1, 4} & set(torch.cat([batch.indices for batch in batches]).tolist())
+    assert sorted(name[-14:] for name in train.bad_images.reasons) == ["ain/dark/1.jpg", "ain/dark/4.jpg"]
+    assert caplog.text.count("dark/1.jpg") == 1
+    assert torch.cat([batch.indices for batch in val.epoch()]).tolist() == [0, 1, 2, 4, 5]
+
+
+def test_too_many_bad_pictures(folder):
+    for i in range(3):
+        (folder / f"train/light/{i}.jpg").write_bytes(b"")
+    train = loader(ImageFolder(root=str(folder), img_size=32), seed=0, limit=2)
+    with pytest.raises(InputError, match=r"3 pictures are unreadable, and data.max_bad_images allows 2.*light/\d.jpg"):
+        list(train.epoch())
+
+
+def test_a_batch_larger_than_the_data(folder):
+    with pytest.raises(InputError, match="A batch of 13 is larger than the training set of 12 pictures"):
+        loader(ImageFolder(root=str(folder)), seed=0, batch_size=13)
+
+
+def test_folders_that_cannot_be_used(folder, tmp_path):
+    with pytest.raises(InputError, match=r"needs data\.root=PATH"):
+        ImageFolder().splits()
+    with pytest.raises(InputError, match=r"/nowhere does not exist"):
+        ImageFolder(root=str(tmp_path / "nowhere")).splits()
+    (folder / "val/blue").mkdir()
+    with pytest.raises(InputError, match=r"class\(es\) blue of .*val do not occur in .*train"):
+        ImageFolder(root=str(folder)).splits()
+    (folder / "val/blue").rmdir()
+    for file in (folder / "val").rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"There are no pictures in .*val"):
+        ImageFolder(root=str(folder)).splits()

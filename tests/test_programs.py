@@ -1,0 +1,289 @@
+"""train.py and eval.py as a person uses them."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import backbones
+import eval as evaluation
+import train
+from backbones.checkpoints import read_checkpoint
+from training.data import Digits
+
+from .conftest import ROOT
+
+# 22 steps: enough to learn something, in a few seconds.
+SHORT = ["trainer.batch_size=128", "trainer.epochs=2", "recipe.schedule.warmup_epochs=0.5"]
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call train.main or eval.main in an empty folder; returns what it printed, and checks how it ended."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(program, *arguments, code=0):
+        monkeypatch.setattr(sys, "argv", [program.__file__, *arguments])
+        try:
+            program.main(list(arguments))
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        output = capsys.readouterr()
+        assert ended == code, output.out + output.err
+        return output.out + output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of a few seconds on the digits, by the real program."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return folder / "done"
+
+
+def test_what_a_run_leaves_behind(run_folder):
+    config = OmegaConf.load(run_folder / "config.yaml")
+    assert config.backbone.name == "swin_nano" and config.trainer.epochs == 2 and config.name == "digits_swin_nano"
+    rows = rows_of(run_folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and rows[0]["steps"] == "11"
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert list(summary) == [
+        *("task", "backbone", "data", "epochs", "steps", "top1", "top5", "loss", "images_per_second"),
+        *("wall_seconds", "peak_memory_bytes", "parameters", "checkpoint"),
+    ]
+    assert summary["top1"] == max(float(row["top1"]) for row in rows) > 0.3
+    assert summary["steps"] == 22 and summary["task"] == "classification" and summary["data"] == "digits"
+    for name in ("curves", "confusion", "errors"):
+        assert min(Image.open(run_folder / f"{name}.png").size) > 400
+    model = backbones.create_model(
+        "swin_nano", num_classes=10, in_chans=1, checkpoint_path=run_folder / "checkpoints/best.safetensors"
+    )
+    assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_evaluating_a_run_gives_its_own_figures(call, run_folder, tmp_path):
+    said = call(evaluation, f"run={run_folder}", "trainer.batch_size=50", f"run_dir={tmp_path}/elsewhere")
+    summary = json.loads((run_folder / "summary.json").read_text())
+    result = json.loads((tmp_path / "elsewhere/eval.json").read_text())
+    assert result["top1"] == summary["top1"] and result["top5"] == summary["top5"] and result["images"] == 360
+    assert result["loss"] == pytest.approx(summary["loss"], rel=1e-5) and result["images_per_second"] > 0
+    assert f"top-1 {summary['top1']:.2%}" in said
+    assert (tmp_path / "elsewhere/confusion.png").exists() and (tmp_path / "elsewhere/errors.png").exists()
+
+
+def test_evaluating_any_checkpoint(call, run_folder, tmp_path):
+    checkpoint = run_folder / "checkpoints/best.safetensors"
+    call(evaluation, "backbone=swin_nano", f"checkpoint={checkpoint}", "data=digits", "run_dir=here")
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert json.loads((tmp_path / "here/eval.json").read_text())["top1"] == summary["top1"]
+    said = call(evaluation, "backbone=swin_t", f"checkpoint={checkpoint}", "data=digits", code=2)
+    assert "does not fit this Swin model" in said
+    said = call(evaluation, "backbone=swin_nano", "data=digits", "checkpoint=nowhere.pt", code=2)
+    assert "There is no checkpoint at nowhere.pt" in said
+    assert "Name what to evaluate" in call(evaluation, code=2)
+    assert "no run in nowhere" in call(evaluation, "run=nowhere", code=2)
+
+
+def test_classifying_one_picture(call, run_folder, tmp_path):
+    _, val = Digits().splits()
+    val.image(0).save("digit.png")
+    lines = call(evaluation, f"run={run_folder}", "image=digit.png").splitlines()
+    assert len(lines) == 5
+    shares = [float(re.match(r"\s*([\d.]+)%  \d$", line)[1]) for line in lines]
+    assert shares == sorted(shares, reverse=True) and 20 < sum(shares) <= 100.1
+    assert "cannot be read" in call(evaluation, f"run={run_folder}", "image=nothing.png", code=2)
+
+
+def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
+    """Bright circles against dark squares, as real JPEG files, one of them cut short."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 8)):
+        for c, name in enumerate(("bright", "dark")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(150 - 100 * c, 250 - 100 * c, (48, 64, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.jpg", quality=90)
+    cut = tmp_path / "data/val/dark/3.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    arguments = ["data=imagefolder", "data.root=data", "data.img_size=32", "data.workers=2", "recipe=imagenet"]
+    arguments += ["trainer.epochs=3", "trainer.batch_size=8", "recipe.schedule.warmup_epochs=1", "run_dir=out"]
+    arguments += [
+        "recipe.ema.decay=0.9",
+        "trainer.accumulation_steps=2",
+        "trainer.precision=bf16",
+        "logger=tensorboard",
+    ]
+    said = call(train, *arguments)
+    assert "Skipped an unreadable picture: data/val/dark/3.jpg" in said
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    rows = rows_of(tmp_path / "out/metrics.csv")
+    assert summary["top1"] == max(float(row[c]) for row in rows for c in ("top1", "ema_top1")) == 1.0
+    assert summary["steps"] == 9
+    assert list((tmp_path / "out/tensorboard").glob("events*"))
+    result = call(evaluation, "run=out")
+    assert "15 pictures" in result
+    assert json.loads((tmp_path / "out/eval.json").read_text())["unreadable"] == ["data/val/dark/3.jpg"]
+    assert "bright" in call(evaluation, "run=out", "image=data/val/bright/0.jpg")
+    said = call(train, *arguments[:-1], "data.max_bad_images=0", "run_dir=strict", code=2)
+    assert "data.max_bad_images allows 0" in said and "val/dark/3.jpg" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["backbone=swin_x"], r"Could not find 'backbone/swin_x'.*swin_nano"),
+        (["data=nothing"], "Could not find 'data/nothing'.*digits; imagefolder"),
+        (["recipe=nothing"], "Could not find 'recipe/nothing'.*imagenet; small"),
+        (["trainer.epoch=3"], "Could not override 'trainer.epoch'.*'epoch' not in"),
+        (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer.*trainer.epochs"),
+        (["seed=a"], "could not be converted to Integer.*seed"),
+        (["backbone.window=8"], "swin_nano has no argument 'window'. Did you mean window_size"),
+        (["backbone.num_heads=[1,2,5,8]"], "96 channels cannot be split into 5 heads"),
+        (["backbone.depths=3"], "swin_nano cannot be built with"),
+        (["trainer.device=tpu"], "must be auto, cpu or cuda"),
+        (["trainer.batch_size=5000"], "larger than the training set of 1437 pictures"),
+        (["trainer.batch_size=0"], "trainer.batch_size is 0"),
+        (["data=imagefolder"], "needs data.root=PATH"),
+        (["data=imagefolder", "data.root=nowhere"], "The data folder nowhere does not exist"),
+        (["data.img_size=16"], "at least 32 pixels"),
+        (["resume=nowhere"], "There is no run in nowhere"),
+        (["trainer.accumulation_steps=99"], "accumulation_steps is 99, but an epoch has 11 batches"),
+        (["recipe.optimizer.name=adamx"], "cannot build the optimizer 'adamx'"),
+        (["nonsense"], "Error parsing override 'nonsense'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_paragraph(call, arguments, said):
+    output = call(train, *arguments, code=2)
+    message = output.splitlines()[-1]
+    assert message.startswith("Error: ") and re.search(said, message), output
+    assert "Traceback" not in output
+
+
+def test_a_traceback_where_it_is_asked_for(call):
+    with pytest.raises(ValueError, match="must be auto"):
+        call(train, "trainer.device=tpu", "debug=true")
+
+
+def test_help_and_configuration(run_program):
+    said = run_program("train.py", "--help").stdout
+    assert "backbone: swin_b" in said and "data: digits, imagefolder" in said and "trainer.epochs=60" in said
+    said = run_program("train.py", "--cfg", "job", "experiment=swin/swin_t_in1k").stdout
+    assert "name: swin_t_in1k" in said and "auto_augment: rand-m9-mstd0.5-inc1" in said
+
+
+def test_every_configuration_composes_and_builds(call):
+    for path in sorted((ROOT / "configs/backbone").glob("*.yaml")):
+        config = OmegaConf.load(path)
+        model = backbones.create_model(device="meta", **config)
+        assert config.name == path.stem and model.num_classes == 1000
+    assert {p.stem for p in (ROOT / "configs/backbone").glob("*.yaml")} == set(backbones.list_models())
+    for path in (ROOT / "configs/experiment").rglob("*.yaml"):
+        name = path.relative_to(ROOT / "configs/experiment").with_suffix("")
+        command, result, hardware = path.read_text().splitlines()[1:4]
+        assert command.startswith(f"# python train.py experiment={name}") and "%" in result and hardware.startswith("#")
+        call(train, f"experiment={name}", "--cfg", "job")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
+    arguments = [*SHORT, "recipe.optimizer.lr=1e30", "recipe.optimizer.clip_grad=null", "run_dir=out"]
+    message = call(train, *arguments, code=2).splitlines()[-1]
+    assert re.search(
+        r"The loss became (nan|inf) at step \d+, with a learning rate of \S+\. No checkpoint was saved", message
+    )
+    # From a good checkpoint on, the message has its path.
+    call(train, *SHORT, "run_dir=good", "trainer.max_steps=11")
+    said = call(train, "resume=good", "trainer.max_steps=22", "recipe.optimizer.lr=1e30", code=2)
+    assert "The last good checkpoint is good/checkpoints/last.pt" in said
+    assert read_checkpoint("good/checkpoints/best.safetensors")["head.fc.bias"].isfinite().all()
+
+
+def test_wandb_without_a_key_or_network_goes_offline(call, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = call(train, *SHORT, "trainer.max_steps=2", "logger=[csv,wandb]", "run_dir=keyless")
+    assert said.count("W&B logs offline: there is no API key") == 1
+    assert list((tmp_path / "keyless/wandb").glob("offline-run-*/run-*.wandb"))
+    assert (tmp_path / "keyless/summary.json").exists()
+
+
+def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
+    call(train, *SHORT, "run_dir=runs/digits_swin_nano/2001")
+    (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
+    said = call(train, *SHORT, "resume=auto")
+    assert "Resumed runs/digits_swin_nano/2001 at epoch 2" in said
+    said = call(train, *SHORT, "resume=auto", "trainer.max_steps=1", "run_dir=new")
+    assert "a new one begins" in said and (tmp_path / "new/summary.json").exists()
+    said = call(train, *SHORT, "resume=auto", "run_dir=new", code=2)
+    assert "The run in new has another configuration" in said
+    said = call(train, *SHORT, "run_dir=new", code=2)
+    assert "There is a run in new already" in said
+
+
+LONG = ["trainer.epochs=4", "trainer.batch_size=64", "recipe.ema.decay=0.99", "backbone.drop_path_rate=0.1"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(run_program, uninterrupted, tmp_path, number):
+    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = tmp_path / "out/metrics.csv", time.monotonic() + 200
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.4)  # into the second epoch
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 75 and f"Stopped by {number.name}" in output, output
+        assert "python train.py resume=out" in output
+    assert not (tmp_path / "out/summary.json").exists()
+
+    run_program("train.py", "resume=out")
+    ended, expected = (
+        torch.load(p / "checkpoints/last.pt", weights_only=True) for p in (tmp_path / "out", uninterrupted)
+    )
+    for part in ("model", "ema"):
+        assert ended[part].keys() == expected[part].keys()
+        for name, value in expected[part].items():
+            assert torch.equal(ended[part][name], value), name
+    best = [read_checkpoint(p / "checkpoints/best.safetensors") for p in (tmp_path / "out", uninterrupted)]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[1])
+    untimed = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows_of(p)]
+        for p in (metrics, uninterrupted / "metrics.csv")
+    ]
+    assert untimed[0] == untimed[1] and len(untimed[0]) == 4
+
+
+@pytest.mark.slow
+def test_training_through_torch_compile(call, tmp_path):
+    call(train, *SHORT, "trainer.compile=true", "run_dir=out", "trainer.max_steps=4")
+    assert json.loads((tmp_path / "out/summary.json").read_text())["steps"] == 4
