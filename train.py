@@ -99,7 +99,13 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     summary = dict(task=config.task["name"], backbone=config.backbone["name"], data=config.data.name) | result
     run.write_json("summary.json", summary)
     reporter.finish(summary)
-    reporter.note(f"Best weights: {task.describe(summary)}. Everything is in {run.path}")
+    pictures = ", ".join(path.name for path in sorted(run.path.glob("*.png")))
+    reporter.note(
+        f"Best weights: {task.describe(summary)}\n"
+        f"Results:      {run.path}/ (summary.json, metrics.csv, {pictures})\n"
+        f"Weights:      {run.best}\n"
+        f"Try a file:   python eval.py run={run.path} image=FILE"
+    )
 
 
 def open_run(cfg: DictConfig) -> RunFolder:

@@ -5,24 +5,24 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+LABELS = {"loss": "validation", "train_loss": "training (augmented)", "ema_loss": "validation, average"}
+
 
 def curves_picture(path: Path, history: list[dict[str, float]]) -> Path:
     """Draw loss, rates and learning rate over the epochs of `history`, the rows of metrics.csv."""
-    epochs = [row["epoch"] for row in history]
-    names = [name for name in history[-1] if isinstance(history[-1][name], float)]
+    names = [name for name, value in history[-1].items() if isinstance(value, float)]
     panels = {
-        "loss": [name for name in names if name.endswith("loss")],
-        "accuracy, %": [name for name in names if "top" in name],
-        "learning rate": [name for name in names if name == "lr"],
+        "loss": ([name for name in names if name.endswith("loss")], 1),
+        "validation accuracy, %": ([name for name in names if "top" in name], 100),
+        "learning rate": (["lr"], 1),
     }
     figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (label, columns) in zip(figure.subplots(1, 3), panels.items()):
+    for axes, (label, (columns, scale)) in zip(figure.subplots(1, 3), panels.items()):
         for name in columns:
-            scale = 100 if "top" in name else 1
-            values = [scale * row[name] if row.get(name) is not None else float("nan") for row in history]
-            axes.plot(epochs, values, marker="." if len(epochs) < 30 else None, label=name)
+            points = [(row["epoch"], scale * row[name]) for row in history]
+            axes.plot(*zip(*points), marker="." if len(points) < 30 else None, label=LABELS.get(name, name))
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
         if len(columns) > 1:
             axes.legend()

@@ -42,9 +42,9 @@ def confusion_picture(path: Path, confusion: Tensor, classes: list[str]) -> Path
 
 def errors_picture(path: Path, errors: list[tuple], wrong: int, total: int) -> Path:
     """Draw wrongly classified pictures, (picture, true class, predicted class, confidence) each, in the order given."""
-    columns = 5
+    columns = max(2, min(5, len(errors)))
     rows = max(1, -(-len(errors) // columns))
-    figure = Figure(figsize=(2.1 * columns, 2.5 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns, 2.6 * rows + 0.7), layout="constrained")
     shown = f", the {len(errors)} most confident shown" if len(errors) < wrong else ", most confident first"
     figure.suptitle(f"{wrong} of {total} pictures misclassified" + (shown if wrong else ""))
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
