@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+.DELETE_ON_ERROR:
 .PHONY: help train test test-slow venv clean
 
 help:  ## list the targets

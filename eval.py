@@ -1,5 +1,6 @@
 """Evaluate a run, or any backbone and checkpoint, on a data set or on one picture."""
 
+import json
 import os
 import sys
 import time
@@ -11,12 +12,11 @@ import hydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
-from train import CONFIGS, build_evaluation_loader, build_task, register_schemas, saved_config, with_free_backbone
+from backbones.checkpoints import read_metadata
+from train import CONFIGS, build_task, register_schemas, saved_config, with_free_backbone
 from training.commandline import ending_well
-from training.data import BadImages, evaluation_transform, open_image
-from training.data.decode import BadImageError
-from training.engine import Reporter, RunFolder, TrainerSettings, choose_device, evaluate
-from training.engine.optimization import Precision
+from training.data import BadImageError, BadImages, Loader, evaluation_transform, open_image
+from training.engine import Precision, Reporter, RunFolder, TrainerSettings, choose_device, evaluate
 
 PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
 
@@ -35,25 +35,41 @@ class EvalConfig:
     debug: bool = False
 
 
-def evaluate_run(folder: Path, overrides: list[str], image: str | None, run_dir: str | None) -> None:
-    """Evaluate a run's best weights on its own validation set, or on one picture."""
+def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> None:
+    """Evaluate a run's best weights, or another checkpoint, on the run's validation set, or on one picture."""
     run = RunFolder(folder)
     config = OmegaConf.to_object(saved_config(folder, overrides))
-    if not run.best.is_file():
+    checkpoint = Path(given.get("checkpoint", run.best))
+    if checkpoint == run.best and not run.best.is_file():
         raise InputError(f"The run in {folder} has no weights yet: {run.best} does not exist. Let it finish an epoch.")
-    report(config, run.best, image, Path(run_dir) if run_dir else folder)
+    report(config, checkpoint, given.get("image"), Path(given.get("run_dir", folder)))
 
 
-def report(config, checkpoint: str | Path, image: str | None, folder: Path | None) -> None:
-    """Evaluate a configured backbone with a checkpoint, and say and write how it did.
+def report(config, checkpoint: Path | None, image: str | None, folder: Path | None) -> None:
+    """Evaluate a configured backbone, and say and write how it did.
 
     Args:
+        checkpoint: its weights; None: those that the backbone's own keywords name.
         folder: where eval.json and the pictures go; None: a new one under runs/eval.
     """
-    reporter = Reporter(images_per_step=config.trainer.batch_size)
+    reporter = Reporter()
     device = choose_device(config.trainer.device)
-    _, source = config.data.splits()
-    task = build_task(config, source.classes, checkpoint_path=checkpoint).to(device).eval()
+    # A checkpoint of this project names its classes, so a picture needs no data.
+    classes = json.loads(read_metadata(checkpoint or "").get("classes", "null"))
+    if image is None or classes is None:
+        _, source = config.data.splits()
+        if classes is not None and classes != source.classes:
+            raise InputError(
+                f"The checkpoint {checkpoint} was trained for other classes ({', '.join(classes[:5])}, …) than the "
+                f"data has ({', '.join(source.classes[:5])}, …). Evaluate it on data with the same class names."
+            )
+    weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
+    task = build_task(config, classes or source.classes, **weights).to(device).eval()
+    if not task.model.get_classifier().weight.any():
+        raise InputError(
+            f"The weights have no classifier for the {len(task.classes)} classes of the data, so there is nothing to "
+            "evaluate. Fine-tune them first: python train.py backbone.checkpoint_path=FILE …"
+        )
     if image is not None:
         classify(task, config, image)
         return
@@ -61,7 +77,14 @@ def report(config, checkpoint: str | Path, image: str | None, folder: Path | Non
     folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
     folder.mkdir(parents=True, exist_ok=True)
     bad_images = BadImages(config.data.max_bad_images)
-    loader = build_evaluation_loader(source, config.data, config.trainer.batch_size, bad_images)
+    loader = Loader(
+        source,
+        evaluation_transform(config.data),
+        config.trainer.batch_size,
+        bad_images,
+        config.data.workers,
+        pin_memory=device.type == "cuda",
+    )
     started = time.perf_counter()
     metrics = evaluate(task, loader, Precision(config.trainer.precision, device), reporter)
     seconds = time.perf_counter() - started
@@ -74,7 +97,7 @@ def report(config, checkpoint: str | Path, image: str | None, folder: Path | Non
         images=images,
         unreadable=list(bad_images.reasons),
         images_per_second=images / seconds,
-        checkpoint=str(checkpoint),
+        checkpoint=None if checkpoint is None else str(checkpoint),
     )
     RunFolder(folder).write_json("eval.json", result)
     task.write_pictures(folder, source)
@@ -100,7 +123,10 @@ def compose_and_evaluate(cfg: DictConfig) -> None:
         if OmegaConf.is_missing(cfg, "backbone") or OmegaConf.is_missing(cfg, "data"):
             raise InputError("Name what to evaluate: run=PATH, or backbone=NAME checkpoint=PATH data=NAME.")
         config = OmegaConf.to_object(cfg)
-        report(config, config.checkpoint or "", config.image, Path(config.run_dir) if config.run_dir else None)
+        if not (config.checkpoint or config.backbone.get("checkpoint_path") or config.backbone.get("pretrained")):
+            raise InputError("Name the weights to evaluate: checkpoint=PATH, or backbone.pretrained=true.")
+        checkpoint, folder = (Path(path) if path else None for path in (config.checkpoint, config.run_dir))
+        report(config, checkpoint, config.image, folder)
 
 
 def main(arguments: list[str]) -> None:
@@ -111,7 +137,7 @@ def main(arguments: list[str]) -> None:
     with ending_well(given.get("debug", "").lower() == "true"):
         if "run" in given:
             overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
-            evaluate_run(Path(given["run"]), overrides, given.get("image"), given.get("run_dir"))
+            evaluate_run(Path(given["run"]), overrides, given)
         else:
             sys.argv[1:] = map(with_free_backbone, arguments)
             compose_and_evaluate()

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
 import backbones
 from backbones import InputError
-from backbones.errors import suggest
+from backbones.errors import first_line, suggest
 from training.commandline import ending_well
 from training.data import (
     DATASETS,
     AugmentSettings,
     BadImages,
-    DataSettings,
     Loader,
     evaluation_transform,
     training_transform,
@@ -31,6 +31,7 @@ from training.engine import (
     Reporter,
     RunFolder,
     ScheduleSettings,
+    Session,
     TrainerSettings,
     choose_device,
     find_unfinished,
@@ -70,6 +71,10 @@ class TrainConfig:
     resume: str | None = None
     debug: bool = False
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, but must not be negative.")
+
 
 def register_schemas(**more: type) -> None:
     """Give the files of `configs/` their types, as choices of the group `schema`."""
@@ -79,26 +84,43 @@ def register_schemas(**more: type) -> None:
 
 
 def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
-    """Train as configured: in the run folder given, or in a new one, or in the one that resume=auto finds."""
+    """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one."""
     config: TrainConfig = OmegaConf.to_object(cfg)
-    loggers = [build_logger(name, settings) for name, settings in config.logger.items()]
-    reporter = Reporter(loggers, config.trainer.batch_size * config.trainer.accumulation_steps)
-    choose_device(config.trainer.device)
+    device = choose_device(config.trainer.device)
+    reporter = Reporter(build_logger(name, settings) for name, settings in config.logger.items())
+    run = run or find_run(cfg)
+    resuming = run is not None and run.last.exists()
+    train_loader, val_loader = build_loaders(config, device)
     seed_everything(config.seed, "weights")
-    train_loader, val_loader = build_loaders(config)
-    task = build_task(config, train_loader.source.classes)
-
-    run = run or open_run(cfg)  # now that most of what can be wrong has been found
-    reporter.note(f"{config.backbone['name']} on {config.data.name}, in {run.path}")
-    reporter.start(OmegaConf.to_container(cfg, resolve=True), run.path)
+    # A resumed run has its weights; those it once started from may be gone.
+    start = dict(pretrained=False, checkpoint_path="") if resuming else {}
+    task = build_task(config, train_loader.source.classes, **start).to(device)
     recipe = config.recipe
-    result = fit(
-        task, train_loader, val_loader, config.trainer, recipe.optimizer, recipe.schedule, recipe.ema, run, reporter,
+    session = Session(
+        task.model,
+        device,
+        len(train_loader),
         config.seed,
-    )  # fmt: skip
-    summary = dict(task=config.task["name"], backbone=config.backbone["name"], data=config.data.name) | result
-    run.write_json("summary.json", summary)
-    reporter.finish(summary)
+        config.trainer,
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.ema,
+    )
+
+    # Only now that most of what can be wrong has been found is there a folder.
+    run = run or RunFolder.create(config.run_dir, config.name, config_text(cfg))
+    with run.locked():
+        reporter.note(f"{config.backbone['name']} on {config.data.name}, in {run.path}")
+        if resuming:
+            session.restore(run.last)
+            reporter.note(f"Resumed at epoch {session.progress.epoch + 1}, step {session.progress.step}.")
+        run.write_config(config_text(cfg))
+        run.summary.unlink(missing_ok=True)  # a finished run that goes on is unfinished
+        reporter.start(OmegaConf.to_container(cfg, resolve=True), run.path)
+        result = fit(task, train_loader, val_loader, session, run, reporter)
+        summary = dict(task=config.task["name"], backbone=config.backbone["name"], data=config.data.name) | result
+        run.write_json("summary.json", summary)
+        reporter.finish(summary)
     pictures = ", ".join(path.name for path in sorted(run.path.glob("*.png")))
     reporter.note(
         f"Best weights: {task.describe(summary)}\n"
@@ -108,22 +130,23 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     )
 
 
-def open_run(cfg: DictConfig) -> RunFolder:
-    """A new run folder, or with resume=auto an unfinished one of the same configuration."""
-    text = config_text(cfg)
-    if cfg.resume == "auto":
-        run = find_unfinished(Path("runs") / cfg.name, text)
-        if cfg.run_dir is not None and RunFolder(cfg.run_dir).config.exists():
-            run = RunFolder(cfg.run_dir)
-            if run.config.read_text() != text:
-                raise InputError(
-                    f"The run in {cfg.run_dir} has another configuration (see its config.yaml), so resume=auto does "
-                    f"not continue it. Use resume={cfg.run_dir} to go on as it began, or another run_dir."
-                )
-        if run is not None:
-            return run
+def find_run(cfg: DictConfig) -> RunFolder | None:
+    """With resume=auto: the run in run_dir, or else the newest unfinished one of the same configuration."""
+    if cfg.resume != "auto":
+        return None
+    if cfg.run_dir is None:
+        run = find_unfinished(Path("runs") / cfg.name, config_text(cfg))
+    else:
+        run = RunFolder(cfg.run_dir)
+        run = run if run.config.exists() else None
+        if run is not None and run.config.read_text() != config_text(cfg):
+            raise InputError(
+                f"The run in {cfg.run_dir} has another configuration (see its config.yaml), so resume=auto does not "
+                f"continue it. Use resume={cfg.run_dir} to go on as it began, or another run_dir."
+            )
+    if run is None:
         print("There is no unfinished run of this configuration; a new one begins.")
-    return RunFolder.create(cfg.run_dir, cfg.name, text)
+    return run
 
 
 def config_text(cfg: DictConfig) -> str:
@@ -144,21 +167,24 @@ def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
     schema = OmegaConf.structured(TrainConfig)
+    if saved.data.name not in DATASETS:
+        raise InputError(f"There is no data set {saved.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
     schema.data = OmegaConf.structured(DATASETS[saved.data.name])
     return OmegaConf.merge(schema, saved)
 
 
-def build_loaders(config: TrainConfig) -> tuple[Loader, Loader]:
+def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Loader]:
     """The training and the validation loader."""
-    data, bad_images = config.data, BadImages(config.data.max_bad_images)
+    data = config.data
     train_source, val_source = data.splits()
-    transform = training_transform(data, config.recipe.augment)
-    train_loader = Loader(train_source, transform, config.trainer.batch_size, bad_images, data.workers, config.seed)
-    return train_loader, build_evaluation_loader(val_source, data, config.trainer.batch_size, bad_images)
-
-
-def build_evaluation_loader(source, data: DataSettings, batch_size: int, bad_images: BadImages) -> Loader:
-    return Loader(source, evaluation_transform(data), batch_size, bad_images, data.workers)
+    common = dict(
+        batch_size=config.trainer.batch_size,
+        bad_images=BadImages(data.max_bad_images),
+        workers=data.workers,
+        pin_memory=device.type == "cuda",
+    )
+    train_loader = Loader(train_source, training_transform(data, config.recipe.augment), seed=config.seed, **common)
+    return train_loader, Loader(val_source, evaluation_transform(data), **common)
 
 
 def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
@@ -170,10 +196,10 @@ def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
     name = keywords.pop("name")
     try:
         model = backbones.create_model(name, **keywords)
-    except (TypeError, IndexError, ZeroDivisionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} cannot be built with {keywords}: {error}.") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
     regularize = getattr(config, "recipe", Recipe()).regularize
     return TASKS[config.task["name"]](model, classes, config.data.mean, config.data.std, regularize)
 
@@ -205,11 +231,10 @@ def main(arguments: list[str]) -> None:
             sys.argv[1:] = map(with_free_backbone, arguments)
             compose_and_train()
         else:
-            run = RunFolder(given["resume"])
+            if "run_dir" in given:
+                raise InputError("resume=PATH goes on in PATH itself, so run_dir has no place beside it.")
             overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
-            cfg = saved_config(run.path, overrides)
-            run.write_config(config_text(cfg))
-            train(cfg, run)
+            train(saved_config(Path(given["resume"]), overrides), RunFolder(given["resume"]))
 
 
 if __name__ == "__main__":

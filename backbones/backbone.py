@@ -72,11 +72,16 @@ class Backbone(nn.Module):
             self.norm = nn.LayerNorm(dims[-1])
             self.head = ClassifierHead(dims[-1], self.num_classes, self.global_pool, self.drop_rate)
 
+    def stage_arguments(self, images: Tensor) -> tuple:
+        """What the blocks need to know besides their map."""
+        return ()
+
     def forward_stages(self, images: Tensor, last: int) -> list[Tensor]:
         """Images (B, in_chans, H, W) to the (B, H / r, W / r, C) maps of stages 0 to `last`, un-normed."""
+        arguments = self.stage_arguments(images)
         x, maps = self.stem(images), []
         for stage in self.stages[: last + 1]:
-            x = stage(x)
+            x = stage(x, *arguments)
             maps.append(x)
         return maps
 
@@ -191,6 +196,8 @@ class Backbone(nn.Module):
 @torch.fx.wrap
 def check_images(images: Tensor, in_chans: int, min_size: int) -> None:
     """Raise InputError for images of another number of channels, or smaller than the network can take."""
+    if images.dim() != 4:
+        raise InputError(f"Images come as (B, {in_chans}, H, W), but got {tuple(images.shape)}.")
     if images.shape[1] != in_chans:
         raise InputError(
             f"This model takes images of {in_chans} channel(s), (B, {in_chans}, H, W), but got {tuple(images.shape)}. "

@@ -4,23 +4,24 @@ import argparse
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .errors import InputError
+from .errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")  # the averaged weights are the published ones
-PREFIXES = ("module.", "backbone.", "encoder.")
+PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 STEM, HEAD = "stem.proj", "head.fc"
 
 
@@ -50,9 +51,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"The checkpoint {path} holds more than weights ({code[1]}) and was refused: loading it would run code "
             "from the file. Save the state dict alone, with torch.save(model.state_dict(), path)."
         ) from error
-    except (SafetensorError, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, EOFError, RuntimeError, OSError, ValueError, LookupError, struct.error) as error:
         raise _damaged(path, error) from error
     return _unwrap(content, path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a `.safetensors` file says beside its tensors; nothing for other files, and damaged ones."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
 
 
 def load_checkpoint(
@@ -152,12 +164,14 @@ def _fit_head(model: Backbone, state: dict[str, Tensor], class_rows) -> set[str]
 
 def _fit_dense(model: Backbone, state: dict[str, Tensor]) -> set[str]:
     """Leave out a classifier's final norm in a dense model; returns the output norms that stay as they are."""
-    norms = {name for name in model.state_dict() if name.startswith("norm")}
-    if not model.dense or norms & state.keys():
+    if not model.dense:
+        return set()
+    norms = {name for name in model.state_dict() if name.startswith("norm")} - state.keys()
+    if not norms:
         return set()
     for name in [name for name in state if name.startswith("norm.")]:
         del state[name]
-    log.info("The checkpoint has no output norms: the dense backbone's %d keep their initial values.", len(norms) // 2)
+    log.info("%d output norms are not in the checkpoint and keep their initial values.", len(norms) // 2)
     return norms
 
 
@@ -172,10 +186,6 @@ def _fit_stem(model: Backbone, state: dict[str, Tensor], own: dict[str, Tensor])
 def _damaged(path: Path, error: Exception) -> InputError:
     size = path.stat().st_size
     return InputError(
-        f"The checkpoint {path} cannot be read; it is damaged or cut short ({size:,} bytes; {_first_line(error)}). "
+        f"The checkpoint {path} cannot be read; it is damaged or cut short ({size:,} bytes; {first_line(error)}). "
         "Fetch or save it again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -11,6 +11,11 @@ class UnknownArgumentError(InputError, TypeError):
     """A keyword that the model does not have."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to a line that fits into another message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def suggest(word: str, known: list[str]) -> str:
     """' Did you mean a, b?' for the known words nearest to `word`, or nothing."""
     near = get_close_matches(word, known, n=3, cutoff=0.5)

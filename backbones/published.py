@@ -31,7 +31,6 @@ def pretrained_cfgs(family: str, name: str, img_size: tuple[int, int]) -> dict[s
     """timm's configuration of each published checkpoint of a model, `name.tag`; of the bare name if there is none."""
     family_facts = facts(family)
     common = dict(first_conv=STEM, classifier=HEAD, paper_ids=family_facts["paper"], origin_url=family_facts["code"])
-    common |= dict(min_input_size=(3, 32, 32))
     tags = checkpoints(family, name)
     if not tags:
         return {name: PretrainedCfg(input_size=(3, *img_size), **family_facts["preprocessing"], **common)}

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._hub import download_cached_file
 from torch import nn
 
@@ -83,7 +89,8 @@ def create_model(
     Args:
         name: a name of `list_models()`; `name.tag` picks published weights for `pretrained`.
         pretrained: download and load the published weights of the tag, or of the name's first tag.
-        checkpoint_path: a file of this project, or an official file of the family; loaded strictly.
+        checkpoint_path: a file of this project, or an official file of the family; loaded strictly, in place of the
+            published weights.
         img_size: nominal image size, in pixels; other sizes still work. None: the variant's own.
         features_only: return a list of (B, C, H, W) maps, one per entry of `out_indices`, in place of logits.
         dense: "detection" or "segmentation" for the family's official dense backbone; needs `features_only`.
@@ -97,8 +104,10 @@ def create_model(
     arguments |= dict(drop_path_rate=drop_path_rate, **hyper)
     if features_only:
         arguments |= dict(features_only=True, out_indices=tuple(out_indices))
+    elif tuple(out_indices) != (0, 1, 2, 3):
+        raise InputError("out_indices choose maps and need features_only=True; without it a model returns logits.")
     name, _, tag = name.partition(".")
-    return _build(name, tag, pretrained, checkpoint_path, **arguments)
+    return _build(name, _tagged_cfg(name, tag), pretrained, checkpoint_path, **arguments)
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -127,7 +136,7 @@ def model_info(name: str) -> dict[str, Any]:
 
     name = name.partition(".")[0]
     variant = _find(name)
-    model = _build(name, device="meta").eval()
+    model = create_model(name, device="meta").eval()
     images = torch.empty(1, model.in_chans, *variant.img_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
@@ -154,12 +163,20 @@ def _find(name: str) -> Variant:
     return _variants[name]
 
 
+def _tagged_cfg(name: str, tag: str) -> PretrainedCfg:
+    default_cfg = _find(name).module.default_cfgs[name]
+    if tag and tag not in default_cfg.cfgs:
+        tags = ", ".join(filter(None, default_cfg.tags)) or "none"
+        raise InputError(f"{name} has no weights tagged {tag!r}; its tags are: {tags}.")
+    return default_cfg.cfgs[tag or default_cfg.tags[0]]
+
+
 def _entrypoint(name: str, module: ModuleType) -> Callable[..., nn.Module]:
     """The function that timm's registry calls for a name."""
 
     def build(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **arguments):
-        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
-        return _build(name, tag, pretrained, cache_dir=cache_dir, **arguments)
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+        return _build(name, cfg, pretrained, cache_dir=cache_dir, **arguments)
 
     build.__name__ = build.__qualname__ = name
     build.__module__ = module.__name__
@@ -168,20 +185,15 @@ def _entrypoint(name: str, module: ModuleType) -> Callable[..., nn.Module]:
 
 def _build(
     name: str,
-    tag: str = "",
-    pretrained: bool = False,
+    cfg: PretrainedCfg,
+    pretrained: bool,
     checkpoint_path: str | Path = "",
     cache_dir: str | Path | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """What both factories share: check the arguments, construct, load, and wrap for features."""
     variant = _find(name)
-    default_cfg = variant.module.default_cfgs[name]
-    if tag and tag not in default_cfg.cfgs:
-        tags = ", ".join(filter(None, default_cfg.tags)) or "none"
-        raise InputError(f"{name} has no weights tagged {tag!r}; its tags are: {tags}.")
-    cfg = default_cfg.cfgs[tag or default_cfg.tags[0]]
-    if pretrained and not cfg.url:
+    if pretrained and not (cfg.file or cfg.url):
         raise InputError(f"There are no published weights for {name}. Pass checkpoint_path to load a file of your own.")
 
     known = inspect.signature(variant.cls).parameters.keys() | FACTORY_ARGUMENTS
@@ -192,17 +204,18 @@ def _build(
     arguments = variant.arguments | {k: v for k, v in arguments.items() if v is not None}
     if arguments.get("dense") and not arguments.get("features_only"):
         raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
+    if not 0 <= arguments.get("drop_path_rate", 0) < 1:
+        raise InputError(f"drop_path_rate is {arguments['drop_path_rate']}, but must be a probability below 1.")
     device, dtype = arguments.pop("device", None), arguments.pop("dtype", None)
 
     def construct(**arguments: Any) -> Backbone:
         with torch.device(device) if device is not None else nullcontext():
-            model = variant.cls(**arguments)
-        rows = getattr(variant.module, "class_rows", lambda old, new: None)
-        if pretrained:
-            load_checkpoint(model, _download(cfg.url, cache_dir), variant.module.convert_checkpoint, rows)
-        if checkpoint_path:
-            load_checkpoint(model, checkpoint_path, variant.module.convert_checkpoint, rows)
-        return model.to(dtype=dtype)
+            model = variant.cls(**arguments).to(dtype=dtype)
+        if checkpoint_path or pretrained:
+            path = checkpoint_path or cfg.file or _download(cfg.url, cache_dir)
+            rows = getattr(variant.module, "class_rows", lambda old, new: None)
+            load_checkpoint(model, path, variant.module.convert_checkpoint, rows)
+        return model
 
     model = build_model_with_cfg(
         construct,

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 def session(ema=None, warmup_epochs=1, **trainer):
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     settings = OptimizerSettings(), ScheduleSettings(warmup_epochs=warmup_epochs), EmaSettings(decay=ema)
-    return Session(model, CPU, TrainerSettings(**trainer), *settings, steps_per_epoch=10)
+    return Session(model, CPU, 10, 0, TrainerSettings(**trainer), *settings)
 
 
 def step(one):
@@ -86,14 +86,50 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
-    def write(file):
-        file.write(b"half")
-        raise OSError("no more")
-
+def test_a_write_that_is_refused_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="could not be written"):
-        write_atomically(tmp_path / "file", write)
-    assert not os.listdir(tmp_path)
+        write_atomically(tmp_path / "missing/file", b"content")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="could not be written"):
+        write_atomically(tmp_path / "folder", b"content")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_for_one_process(tmp_path):
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    with first.locked(), pytest.raises(InputError, match="Another process is training"), second.locked():
+        pass
+    with second.locked():
+        pass
+
+
+def test_a_run_stopped_in_its_last_step_is_not_done():
+    one = session(epochs=1)
+    one.progress.step = one.progress.step_in_epoch = 10
+    assert not one.done
+    one.progress.step_in_epoch = 0
+    assert one.done
+
+
+def test_another_batch_size_cannot_go_on_within_an_epoch(tmp_path):
+    one = session()
+    step(one)
+    one.progress.step_in_epoch = 1
+    one.save(tmp_path / "last.pt")
+    with pytest.raises(InputError, match="in the middle of an epoch of 10 steps, which cannot go on with 5 steps"):
+        session(accumulation_steps=2).restore(tmp_path / "last.pt")
+
+
+def test_the_optimizer_goes_on_with_the_settings_of_today(tmp_path):
+    one = session()
+    step(one)
+    one.save(tmp_path / "last.pt")
+    other = session()
+    for group in other.optimizer.param_groups:
+        group["betas"] = (0.5, 0.6)
+    other.restore(tmp_path / "last.pt")
+    assert {group["betas"] for group in other.optimizer.param_groups} == {(0.5, 0.6)}
+    assert other.optimizer.state
 
 
 def test_the_rate_rises_then_falls_as_a_cosine():
@@ -149,10 +185,16 @@ def test_wrong_settings(build, said):
         build()
 
 
-def test_unknown_schedule():
+def test_schedules():
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    for name in ("cosin", "none"):
-        with pytest.raises(InputError, match="schedule"):
+    for name, late in (("cosine", 0.02), ("poly", 0.2), ("constant", 1.0), ("step", 0.1)):
+        settings = ScheduleSettings(name=name, warmup_epochs=0, min_lr=0.0, decay_epochs=5, decay_rate=0.1)
+        settings.decay_rate = 1.0 if name == "poly" else 0.1
+        schedule = build_schedule(optimizer, settings, total_steps=10, steps_per_epoch=1)
+        schedule.step_update(9 if name != "poly" else 8)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(late, abs=0.01), name
+    for name in ("cosin", "none", "multistep"):
+        with pytest.raises(InputError, match="must be one of cosine"):
             build_schedule(optimizer, ScheduleSettings(name=name), 10, 1)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,18 @@ def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
         (["trainer.epoch=3"], "Could not override 'trainer.epoch'.*'epoch' not in"),
         (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer.*trainer.epochs"),
         (["seed=a"], "could not be converted to Integer.*seed"),
+        (["seed=-1"], "seed is -1, but must not be negative"),
+        (["data.name=flowers"], "data.name must be digits"),
+        (["data.channels=3"], "data.mean and std need a positive number per channel"),
+        (["data.workers=-1"], "workers and max_bad_images must not be negative"),
+        (["recipe.augment.auto_augment=foo"], "cannot augment as recipe.augment says"),
+        (["recipe.augment.degrees=-1"], "cannot augment as recipe.augment says"),
+        (["recipe.optimizer.betas=[0.9]"], "cannot build the optimizer"),
+        (["recipe.regularize.random_erasing=2"], "must be between 0 and 1"),
+        (["recipe.ema.decay=1"], "recipe.ema.decay is 1.0, but must be below 1"),
+        (["backbone.drop_path_rate=2"], "drop_path_rate is 2, but must be a probability"),
+        (["backbone.window_size=0"], "sizes of at least 1"),
+        (["backbone.depths=[1,2]"], "a depth and a num_heads per stage"),
         (["backbone.window=8"], "swin_nano has no argument 'window'. Did you mean window_size"),
         (["backbone.num_heads=[1,2,5,8]"], "96 channels cannot be split into 5 heads"),
         (["backbone.depths=3"], "swin_nano cannot be built with"),
@@ -229,13 +242,90 @@ def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
     call(train, *SHORT, "run_dir=runs/digits_swin_nano/2001")
     (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
     said = call(train, *SHORT, "resume=auto")
-    assert "Resumed runs/digits_swin_nano/2001 at epoch 2" in said
+    assert "in runs/digits_swin_nano/2001" in said and "Resumed at epoch 3, step 22" in said
     said = call(train, *SHORT, "resume=auto", "trainer.max_steps=1", "run_dir=new")
     assert "a new one begins" in said and (tmp_path / "new/summary.json").exists()
     said = call(train, *SHORT, "resume=auto", "run_dir=new", code=2)
     assert "The run in new has another configuration" in said
     said = call(train, *SHORT, "run_dir=new", code=2)
     assert "There is a run in new already" in said
+    # A folder that is named is the one that is used, also beside an unfinished run of the same configuration.
+    (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
+    call(train, *SHORT, "resume=auto", "run_dir=other")
+    assert (tmp_path / "other/summary.json").exists()
+
+
+def test_a_bad_override_on_resume_harms_nothing(call, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "copy")
+    before = (tmp_path / "copy/config.yaml").read_text()
+    for override in ("trainer.device=tpu", "backbone.dim=48", "recipe.optimizer.name=adamx", "data.name=flowers"):
+        call(train, "resume=copy", override, code=2)
+        assert (tmp_path / "copy/config.yaml").read_text() == before
+    assert "run_dir has no place" in call(train, "resume=copy", "run_dir=x", code=2)
+    said = call(train, "resume=copy", "trainer.epochs=3")
+    assert "Resumed at epoch 3, step 22" in said and len(rows_of(tmp_path / "copy/metrics.csv")) == 3
+    assert OmegaConf.load(tmp_path / "copy/config.yaml").trainer.epochs == 3
+
+
+def test_a_resumed_run_does_not_need_the_weights_it_began_with(call, run_folder, tmp_path):
+    shutil.copy(run_folder / "checkpoints/best.safetensors", "start.safetensors")
+    start = ["backbone.checkpoint_path=start.safetensors", "run_dir=out"]
+    call(train, *SHORT, *start)
+    assert float(rows_of(tmp_path / "out/metrics.csv")[0]["top1"]) > 0.5
+    os.remove("start.safetensors")
+    call(train, "resume=out", "trainer.epochs=3")
+    call(evaluation, "run=out")
+
+
+def test_a_signal_in_the_last_step_of_all(call, monkeypatch, tmp_path):
+    """The epoch that it ends is still to be evaluated when the run goes on."""
+    from training.tasks import Classification
+
+    steps, training_step = [], Classification.training_step
+
+    def last_step_is_interrupted(task, batch):
+        steps.append(batch)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(task, batch)
+
+    monkeypatch.setattr(Classification, "training_step", last_step_is_interrupted)
+    said = call(train, *SHORT, "run_dir=out", "trainer.max_steps=3", code=75)
+    assert "Stopped by SIGTERM after step 3. Nothing is lost; go on with: python train.py resume=out" in said
+    assert not (tmp_path / "out/metrics.csv").exists()
+    call(train, "resume=out")
+    assert [row["steps"] for row in rows_of(tmp_path / "out/metrics.csv")] == ["3"] and len(steps) == 3
+
+
+def test_evaluating_needs_weights_for_the_classes_of_the_data(call, run_folder, tmp_path):
+    assert "Name the weights" in call(evaluation, "backbone=swin_nano", "data=digits", code=2)
+    other = backbones.create_model("swin_nano", in_chans=1, num_classes=7)
+    torch.save(other.state_dict(), "other.pt")
+    said = call(evaluation, "backbone=swin_nano", "data=digits", "checkpoint=other.pt", code=2)
+    assert "no classifier for the 10 classes" in said
+    said = call(evaluation, f"run={run_folder}", "checkpoint=other.pt", code=2)
+    assert "no classifier for the 10 classes" in said
+
+
+def test_a_picture_is_classified_without_the_data_that_were_learned(call, tmp_path):
+    for part in ("train", "val"):
+        for c, name in enumerate(("a cat", "ein Hund")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (40, 40), (200 * c, i, 0)).save(tmp_path / f"data/{part}/{name}/{i}.PNG")
+    call(train, "data=imagefolder", "data.root=data", "data.img_size=32", "data.workers=0", "trainer.batch_size=4",
+         "trainer.epochs=2", "run_dir=out")  # fmt: skip
+    shutil.move("data/val/a cat/0.PNG", "picture.png")
+    shutil.rmtree("data/train")
+    said = call(evaluation, "run=out", "image=picture.png")
+    assert sorted(line.split("%  ")[1] for line in said.splitlines()) == ["a cat", "ein Hund"]
+    assert "does not exist" in call(evaluation, "run=out", code=2)
+    (tmp_path / "data/train/bird").mkdir(parents=True)
+    shutil.rmtree("data/val")
+    (tmp_path / "data/val/bird").mkdir(parents=True)
+    for part in ("train", "val"):
+        Image.new("RGB", (40, 40)).save(f"data/{part}/bird/0.png")
+    assert "was trained for other classes (a cat, ein Hund" in call(evaluation, "run=out", code=2)
 
 
 LONG = ["trainer.epochs=4", "trainer.batch_size=64", "recipe.ema.decay=0.99", "backbone.drop_path_rate=0.1"]

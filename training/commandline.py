@@ -27,22 +27,26 @@ def ending_well(debug: bool) -> Iterator[None]:
         print(f"{stopped} Nothing is lost; go on with: python train.py resume={stopped.folder}")
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
-        print("Stopped by SIGINT; what was saved before is still there.")
+        print("Stopped by SIGINT.")
         sys.exit(TRY_AGAIN)
     except BrokenPipeError:  # whoever read the output has gone, as in `train.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        about_configuration = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
-        if debug or not (isinstance(error, InputError) or about_configuration):
+        about_the_machine = isinstance(error, OSError) and error.errno is not None  # a full disk, a missing permission
+        if debug or not (isinstance(error, InputError) or _about_configuration(error) or about_the_machine):
             raise
         print(f"Error: {_paragraph(error)}", file=sys.stderr)
         sys.exit(USAGE)
 
 
+def _about_configuration(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
+
+
 def _paragraph(error: BaseException) -> str:
     """The message on one line; of configuration errors, with the cause that names the key."""
-    if isinstance(error, InputError):
+    if not _about_configuration(error):
         return " ".join(str(error).split())
     texts = [str(error)]
     if error.__cause__ is not None and str(error.__cause__) not in texts[0]:

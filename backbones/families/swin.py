@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..attention import WindowAttention
 from ..backbone import Backbone, Stage
+from ..errors import InputError
 from ..layers import Mlp, PatchMerging, PatchStem, init_weights
 from ..registry import register_family
 
@@ -78,6 +79,11 @@ class Swin(Backbone):
         dense: str | None = None,
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dense)
+        if len(depths) != len(num_heads) or min(*depths, *num_heads, dim, window_size, patch_size) < 1:
+            raise InputError(
+                f"Swin needs a depth and a num_heads per stage, and sizes of at least 1, but got depths={depths}, "
+                f"num_heads={num_heads}, dim={dim}, window_size={window_size}, patch_size={patch_size}."
+            )
         self.patch_size, self.window_size = patch_size, window_size
         dims = [dim * 2**i for i in range(len(depths))]
         windows = self.stage_windows(img_size, len(depths))
@@ -101,15 +107,10 @@ class Swin(Backbone):
             return windows
         return [min(self.window_size, min(height, width) // (self.patch_size * 2**i)) for i in range(stages)]
 
-    def forward_stages(self, images: Tensor, last: int) -> list[Tensor]:
-        """The maps of stages 0 to `last`, (B, H / r, W / r, C), un-normed."""
+    def stage_arguments(self, images: Tensor) -> tuple[bool]:
+        """Whether windows shrink to small maps, which is a rule of the classification network."""
         windows = [stage.blocks[0].attention.window_size for stage in self.stages]
-        shrink = not self.dense and tiles(images.shape[2], images.shape[3], self.patch_size, windows)
-        x, maps = self.stem(images), []
-        for stage in self.stages[: last + 1]:
-            x = stage(x, shrink)
-            maps.append(x)
-        return maps
+        return (not self.dense and tiles(images.shape[2], images.shape[3], self.patch_size, windows),)
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:
         """Give the network the windows it would have been built with; position tables are resized.

@@ -29,6 +29,6 @@ class Mlp(nn.Module):
 
 def goes_in_pieces(x: Tensor) -> bool:
     """Whether nothing keeps the hidden layer: eager inference on a CPU, where piece by piece is faster and smaller."""
-    if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+    if isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and not torch.is_grad_enabled()

@@ -45,9 +45,9 @@ class RelativePositionBias(nn.Module):
     def resize_table(table: Tensor, window_size: int) -> Tensor:
         """((2M-1)^2, num_heads) resized to another window, bicubic over the offsets as in the release."""
         old, new = round(len(table) ** 0.5), 2 * window_size - 1
-        if old == new:
+        if old == new or old * old != len(table):  # the latter is no such table, and loading will say so
             return table
-        grid = table.float().T.reshape(1, -1, old, old)
+        grid = table.to(torch.promote_types(table.dtype, torch.float32)).T.reshape(1, -1, old, old)
         grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
         return grid.reshape(-1, new * new).T.contiguous().to(table.dtype)
 

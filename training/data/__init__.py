@@ -1,6 +1,6 @@
 """From samples to batches: sources, transforms, and a sample stream that depends on (seed, epoch, index) alone."""
 
-from .decode import open_image
+from .decode import BadImageError, open_image
 from .digits import Digits
 from .imagefolder import ImageFolder
 from .loader import BadImages, Batch, Loader
@@ -12,6 +12,7 @@ DATASETS = {"digits": Digits, "imagefolder": ImageFolder}  # by the `name` of th
 __all__ = [
     "DATASETS",
     "AugmentSettings",
+    "BadImageError",
     "BadImages",
     "Batch",
     "DataSettings",

@@ -1,12 +1,26 @@
 """Files to pictures."""
 
+import struct
 from io import BytesIO
 from pathlib import Path
 
 import simplejpeg
 from PIL import Image
 
+from backbones.errors import first_line
+
 JPEG = b"\xff\xd8"
+# What Pillow's readers of damaged files were seen to raise.
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class BadImageError(Exception):
@@ -31,5 +45,5 @@ def open_image(path: str | Path, channels: int) -> Image.Image:
                 pass  # Pillow decides
         with Image.open(BytesIO(content)) as image:
             return image.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(str(error).replace(f"{BytesIO.__module__}.", "")) from error
+    except READ_ERRORS as error:
+        raise BadImageError(first_line(error)) from error

@@ -63,13 +63,14 @@ class Loader:
         bad_images: BadImages,
         workers: int = 0,
         seed: int | None = None,
+        pin_memory: bool = False,
     ):
         if seed is not None and batch_size > len(source):
             raise InputError(
                 f"A batch of {batch_size} is larger than the training set of {len(source)} pictures. "
                 "Lower trainer.batch_size."
             )
-        self.source, self.bad_images = source, bad_images
+        self.source, self.batch_size, self.bad_images = source, batch_size, bad_images
         self._keys = _Keys(len(source), batch_size, seed)
         self._loader = DataLoader(
             _Samples(source, transform, seed),
@@ -77,7 +78,7 @@ class Loader:
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
         )
 

@@ -2,10 +2,11 @@
 
 from .loggers import LOGGERS
 from .loop import evaluate, fit
-from .optimization import OptimizerSettings, ScheduleSettings, choose_device
+from .optimization import Precision, choose_device
 from .reporter import Reporter
 from .run_folder import RunFolder, find_unfinished
-from .settings import EmaSettings, TrainerSettings
+from .session import Session
+from .settings import EmaSettings, OptimizerSettings, ScheduleSettings, TrainerSettings
 from .stopping import Interrupted
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "EmaSettings",
     "Interrupted",
     "OptimizerSettings",
+    "Precision",
     "Reporter",
     "RunFolder",
     "ScheduleSettings",
+    "Session",
     "TrainerSettings",
     "choose_device",
     "evaluate",

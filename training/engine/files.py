@@ -1,15 +1,16 @@
 """Files that are whole or not there at all, whenever the process dies."""
 
+import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from backbones.errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Fill a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
     Raises:
         InputError: the disk refuses, because it is full, say; what was at `path` before is still there.
@@ -17,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -26,13 +27,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.fsync(folder)  # the rename itself
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save turns an OSError of the file into a RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        kept = "The previous one is still there. " if path.exists() else ""
-        raise InputError(
-            f"{path} could not be written ({error}). {kept}Make room on the disk and resume the run."
-        ) from error
+        kept = " The previous one is still there." if path.exists() else ""
+        advice = " Make room on the disk, then resume the run." if error.errno in FULL else ""
+        raise InputError(f"{path} could not be written ({error}).{kept}{advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """`write_atomically` for text, as UTF-8."""
+    write_atomically(path, text.encode())

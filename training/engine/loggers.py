@@ -5,10 +5,13 @@ A logger has `start(config, folder)`, `epoch(row)`, `pictures(paths)` and `finis
 
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
+
+from .files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +33,23 @@ class WandbLogger:
         import wandb
 
         # One W&B run per run folder, however often it is resumed.
-        name = f"{folder.parent.name}-{folder.name}"
-        options = dict(project=self.project, name=name, id=name, dir=folder, config=config)
+        known = folder / "wandb_id"
+        if not known.exists():
+            write_text(known, secrets.token_hex(4))
+        name = "-".join(folder.resolve().parts[-2:])
+        options = dict(project=self.project, name=name, id=known.read_text(), dir=folder, config=config)
         options |= dict(
             settings=wandb.Settings(silent=True, init_timeout=CONNECT_SECONDS, login_timeout=CONNECT_SECONDS)
         )
         try:
-            if os.environ.get("WANDB_MODE", "online") == "online":
+            mode = os.environ.get("WANDB_MODE", "online")
+            if mode == "online":
                 reason = self._connect(options)
                 if reason is None:
                     return
                 log.warning("W&B logs offline: %s. Later: wandb sync %s/wandb/offline-*", reason, folder)
-            self._run = wandb.init(mode="offline", **options)
+                mode = "offline"
+            self._run = wandb.init(mode=mode, **options)
         except Exception as error:
             self._give_up(error)
 
@@ -55,7 +63,7 @@ class WandbLogger:
             self._run = wandb.init(resume="allow", **options)
             return None
         except Exception as error:
-            return f"the service cannot be reached ({_first_line(error)})"
+            return f"the service cannot be reached ({first_line(error)})"
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._try(lambda: self._run.log(row, step=row["epoch"]))
@@ -78,7 +86,7 @@ class WandbLogger:
     def _give_up(self, error: Exception) -> None:
         """W&B's failures are of many kinds, and none of them is worth a training run."""
         self._run = None
-        log.warning("W&B is off for the rest of this run (%s). metrics.csv has all numbers.", _first_line(error))
+        log.warning("W&B is off for the rest of this run (%s). metrics.csv has all numbers.", first_line(error))
 
 
 class TensorboardLogger:
@@ -112,7 +120,3 @@ class TensorboardLogger:
 
 
 LOGGERS = {"wandb": WandbLogger, "tensorboard": TensorboardLogger}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

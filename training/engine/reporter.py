@@ -17,12 +17,11 @@ class Reporter:
 
     Args:
         loggers: objects with `start`, `epoch`, `pictures` and `finish`, such as those of `loggers.LOGGERS`.
-        images_per_step: for the rate beside a progress bar.
     """
 
-    def __init__(self, loggers: Iterable = (), images_per_step: int = 1):
+    def __init__(self, loggers: Iterable = ()):
         self.console = Console(soft_wrap=True, highlight=False)
-        self.loggers, self.images_per_step = list(loggers), images_per_step
+        self.loggers = list(loggers)
         self._columns: tuple[str, ...] = ()
         # What the packages log, a skipped picture say, is said the same way.
         logging.basicConfig(level=logging.WARNING, handlers=[_NoteHandler(self)], format="%(message)s", force=True)
@@ -37,10 +36,10 @@ class Reporter:
         for logger in self.loggers:
             logger.start(config, folder)
 
-    def bar(self, items: Iterable, total: int, title: str, session=None) -> Iterator:
-        """Yield the items beside a bar with rate, loss, learning rate and time left."""
+    def bar(self, items: Iterable, total: int, title: str, images: int, session=None) -> Iterator:
+        """Yield the items, of so many images each, beside a bar with rate, loss, learning rate and time left."""
         if not self.console.is_terminal:
-            yield from self._lines(items, total, title, session)
+            yield from self._lines(items, total, title, images, session)
             return
         columns = (
             TextColumn("{task.description:>14}"),
@@ -55,23 +54,16 @@ class Reporter:
             started = time.perf_counter()
             for done, item in enumerate(items, start=1):
                 yield item
-                progress.update(task, advance=1, state=self._state(session, done, started))
+                progress.update(task, advance=1, state=_state(session, done * images, started))
 
-    def _lines(self, items: Iterable, total: int, title: str, session) -> Iterator:
+    def _lines(self, items: Iterable, total: int, title: str, images: int, session) -> Iterator:
         started = said = time.perf_counter()
         for done, item in enumerate(items, start=1):
             yield item
             if time.perf_counter() - said > LINE_SECONDS:
                 said = time.perf_counter()
                 left = (said - started) / done * (total - done)
-                self.note(f"{title}: {done} of {total}, {self._state(session, done, started)}, {left:.0f} s left")
-
-    def _state(self, session, done: int, started: float) -> str:
-        rate = f"{done * self.images_per_step / (time.perf_counter() - started):.0f} images/s"
-        if session is None:
-            return rate
-        loss = session.progress.loss_sum / max(1, session.progress.step_in_epoch - 1)
-        return f"{rate}  loss {loss:.4f}  lr {session.lr:.2e}"
+                self.note(f"{title}: {done} of {total}, {_state(session, done * images, started)}, {left:.0f} s left")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line of the table, with a heading before the first."""
@@ -98,6 +90,14 @@ class _NoteHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.reporter.note(self.format(record))
+
+
+def _state(session, images: int, started: float) -> str:
+    rate = f"{images / (time.perf_counter() - started):.0f} images/s"
+    if session is None:
+        return rate
+    loss = session.progress.loss_sum / max(1, session.progress.step_in_epoch - 1)
+    return f"{rate}  loss {loss:.4f}  lr {session.lr:.2e}"
 
 
 def _heading(name: str) -> str:

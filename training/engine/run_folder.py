@@ -1,8 +1,11 @@
 """The folder that a run leaves behind."""
 
 import csv
+import fcntl
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,10 @@ class RunFolder:
                 raise InputError(
                     f"There is a run in {path} already. Continue it with resume=auto, or choose another run_dir."
                 )
-            run.path.mkdir(parents=True, exist_ok=True)
+            try:
+                run.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"The run folder {path} cannot be made ({error}). Choose another run_dir.") from error
         run.last.parent.mkdir(exist_ok=True)
         run.write_config(config)
         return run
@@ -53,6 +59,18 @@ class RunFolder:
             except FileExistsError:
                 continue
         raise InputError(f"A thousand runs in {parent} started in this second. Set run_dir.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; the lock ends with the process, however that ends."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"Another process is training in {self.path}. Wait for it to end, or use another run_dir."
+                ) from error
+            yield
 
     def write_config(self, text: str) -> None:
         write_text(self.config, text)

@@ -60,7 +60,7 @@ class ScheduleSettings:
     """Learning rate by optimizer step, through timm's scheduler factory.
 
     Args:
-        name: any of timm's: cosine, step, poly, …
+        name: cosine, step, poly or constant.
         warmup_epochs: linear rise from `warmup_lr`, before the schedule proper begins.
         min_lr: where a falling schedule ends.
         decay_epochs, decay_rate: of `step`: how often, and the factor; the rate is also the power of `poly`.
@@ -85,3 +85,7 @@ class EmaSettings:
 
     decay: float | None = None
     warmup: bool = True
+
+    def __post_init__(self):
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise InputError(f"recipe.ema.decay is {self.decay}, but must be below 1 (or null for no average).")

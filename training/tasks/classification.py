@@ -1,5 +1,6 @@
 """Image classification: one label per picture."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,15 @@ class RegularizeSettings:
     switch_prob: float = 0.5
     random_erasing: float = 0.0
 
+    def __post_init__(self):
+        for name in ("label_smoothing", "mix_prob", "switch_prob", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"recipe.regularize.{name} is {getattr(self, name)}, but must be between 0 and 1.")
+        if min(self.mixup, self.cutmix) < 0:
+            raise InputError(
+                f"recipe.regularize.mixup and cutmix must not be negative, but are {self.mixup}, {self.cutmix}."
+            )
+
 
 class Classification(nn.Module):
     """Cross entropy and accuracy of a classifier.
@@ -52,16 +62,16 @@ class Classification(nn.Module):
         self.model, self.classes, self.settings = model, classes, settings
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        mixing = settings.mixup > 0 or settings.cutmix > 0
-        self._mixup = Mixup(
-            settings.mixup,
-            settings.cutmix,
-            prob=settings.mix_prob,
-            switch_prob=settings.switch_prob,
-            label_smoothing=settings.label_smoothing,
-            num_classes=len(classes),
-        )
-        self._mixup = self._mixup if mixing else None
+        self._mixup = None
+        if settings.mixup > 0 or settings.cutmix > 0:
+            self._mixup = Mixup(
+                settings.mixup,
+                settings.cutmix,
+                prob=settings.mix_prob,
+                switch_prob=settings.switch_prob,
+                label_smoothing=settings.label_smoothing,
+                num_classes=len(classes),
+            )
         self.start_evaluation()
 
     def training_step(self, batch) -> dict[str, Tensor]:
@@ -106,6 +116,10 @@ class Classification(nn.Module):
     def describe(self, metrics: dict[str, float]) -> str:
         """The metrics in words."""
         return f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}"
+
+    def metadata(self) -> dict[str, str]:
+        """What to keep with the weights: the names of the classes, to classify a picture without the data."""
+        return {"classes": json.dumps(self.classes)}
 
     def write_pictures(self, folder: Path, source) -> list[Path]:
         """confusion.png and errors.png of the last evaluation, which was of `source`."""
