@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
 from backbones.checkpoints import read_metadata
-from train import CONFIGS, build_task, register_schemas, saved_config, with_free_backbone
+from train import CONFIGS, build_task, check_classes, register_schemas, saved_config, with_free_backbone
 from training.commandline import ending_well
 from training.data import BadImageError, BadImages, Loader, evaluation_transform, open_image
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, choose_device, evaluate
@@ -58,11 +58,8 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     classes = json.loads(read_metadata(checkpoint or "").get("classes", "null"))
     if image is None or classes is None:
         _, source = config.data.splits()
-        if classes is not None and classes != source.classes:
-            raise InputError(
-                f"The checkpoint {checkpoint} was trained for other classes ({', '.join(classes[:5])}, …) than the "
-                f"data has ({', '.join(source.classes[:5])}, …). Evaluate it on data with the same class names."
-            )
+        if checkpoint is not None:
+            check_classes(checkpoint, source.classes)
     weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
     task = build_task(config, classes or source.classes, **weights).to(device).eval()
     if not task.model.get_classifier().weight.any():

@@ -1,5 +1,6 @@
 """Train a backbone: compose a configuration, build what it names, and fit."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
+from yaml import YAMLError
 
 import backbones
 from backbones import InputError
+from backbones.checkpoints import read_metadata
 from backbones.errors import first_line, suggest
 from training.commandline import ending_well
 from training.data import (
@@ -41,6 +44,7 @@ from training.seeding import seed_everything
 from training.tasks import TASKS, RegularizeSettings
 
 CONFIGS = str(Path(__file__).parent / "configs")
+GROUPS = tuple(path.name for path in Path(CONFIGS).iterdir() if path.is_dir())
 PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and not part of a run's configuration
 
 
@@ -112,6 +116,7 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     with run.locked():
         reporter.note(f"{config.backbone['name']} on {config.data.name}, in {run.path}")
         if resuming:
+            check_classes(run.best, train_loader.source.classes)
             session.restore(run.last)
             reporter.note(f"Resumed at epoch {session.progress.epoch + 1}, step {session.progress.step}.")
         run.write_config(config_text(cfg))
@@ -164,8 +169,14 @@ def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
     """
     if not RunFolder(folder).config.is_file():
         raise InputError(f"There is no run in {folder}: it has no config.yaml.")
-    with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-        saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0] in GROUPS:
+            raise InputError(f"A run keeps its choices, so {override} has no place here; only KEY.KEY=VALUE has.")
+    try:
+        with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
+    except YAMLError as error:
+        raise InputError(f"{folder / 'config.yaml'} is damaged ({first_line(error)}).") from error
     schema = OmegaConf.structured(TrainConfig)
     if saved.data.name not in DATASETS:
         raise InputError(f"There is no data set {saved.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
@@ -191,6 +202,9 @@ def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
     """The task around the backbone; `backbone` adds to the configured keywords."""
     if config.task["name"] not in TASKS:
         raise InputError(f"There is no task {config.task['name']!r}; there is: {', '.join(TASKS)}.")
+    for keyword in ("num_classes", "features_only", "out_indices", "dense"):
+        if keyword in config.backbone:
+            raise InputError(f"backbone.{keyword} follows from the task and the data; leave it out.")
     defaults = dict(num_classes=len(classes), in_chans=config.data.channels, img_size=config.data.img_size)
     keywords = defaults | config.backbone | backbone
     name = keywords.pop("name")
@@ -200,8 +214,20 @@ def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
         raise
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
+    if config.data.img_size < model.min_size:
+        raise InputError(f"{name} takes pictures of at least {model.min_size} pixels, but data.img_size is smaller.")
     regularize = getattr(config, "recipe", Recipe()).regularize
     return TASKS[config.task["name"]](model, classes, config.data.mean, config.data.std, regularize)
+
+
+def check_classes(checkpoint: Path, classes: list[str]) -> None:
+    """Raise InputError where a checkpoint says that it was trained for other classes, or the same in another order."""
+    saved = json.loads(read_metadata(checkpoint).get("classes", "null"))
+    if saved is not None and saved != classes:
+        raise InputError(
+            f"The checkpoint {checkpoint} was trained for other classes ({', '.join(saved[:5])}, …) than the data has "
+            f"({', '.join(classes[:5])}, …). Use it with data of the same class names."
+        )
 
 
 def build_logger(name: str, settings: dict[str, Any]):

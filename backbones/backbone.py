@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         """Maps of several stages, (B, C, H / r, W / r) each: after the stage's last block, before any norm.
 
         Args:
-            indices: which stages: the last n, a list (negative from the end), or all.
+            indices: which stages, in this order: the last n, a list (negative from the end), or all.
             norm: apply the final norm to the last stage's map.
             stop_early: leave out the stages after the last one asked for.
             intermediates_only: the list alone, without the normed last map before it.
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         end = len(self.stages) - 1
         maps = self.forward_stages(x, last if stop_early or intermediates_only else end)
         outputs = []
-        for i in sorted(taken):
+        for i in taken:
             if self.dense:
                 y = self.get_submodule(f"norm{i}")(maps[i])
             else:

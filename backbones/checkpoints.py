@@ -20,7 +20,7 @@ from .errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")  # the averaged weights are the published ones
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict")  # the averaged weights are the published ones
 PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 STEM, HEAD = "stem.proj", "head.fc"
 
@@ -33,27 +33,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, damaged, holds code, or holds no state dict.
     """
+    return _unwrap(read_file(path), Path(path))
+
+
+def read_file(path: str | Path) -> Any:
+    """What a file holds, as it is; `read_checkpoint` says which files, and what is refused."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"There is no checkpoint at {path}. Give the path of a .safetensors, .pt, .pth or .pth.tar file."
-        )
+        raise InputError(f"There is no checkpoint at {path}. Give a .safetensors, .pt, .pth or .pth.tar file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options that training scripts add
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
-            raise _damaged(path, error) from error
+            raise _damaged(path, "it is no file of weights") from error
         raise InputError(
             f"The checkpoint {path} holds more than weights ({code[1]}) and was refused: loading it would run code "
             "from the file. Save the state dict alone, with torch.save(model.state_dict(), path)."
         ) from error
     except (SafetensorError, EOFError, RuntimeError, OSError, ValueError, LookupError, struct.error) as error:
-        raise _damaged(path, error) from error
-    return _unwrap(content, path)
+        raise _damaged(path, first_line(error)) from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -88,8 +90,9 @@ def load_checkpoint(
     """
     own = model.state_dict()
     state = read_checkpoint(path)
-    if 2 * len(state.keys() & own.keys()) < len(own):
-        state = convert(state)
+    converted = convert(state)
+    if len(converted.keys() & own.keys()) > len(state.keys() & own.keys()):
+        state = converted
     for name, module in model.named_modules():
         table = f"{name}.table"
         if hasattr(module, "fit_table") and table in state:
@@ -143,7 +146,9 @@ def _fit_head(model: Backbone, state: dict[str, Tensor], class_rows) -> set[str]
         for name in names:
             state.pop(name, None)
         return set()
-    if not names <= state.keys() or len(state[f"{HEAD}.weight"]) == model.num_classes:
+    if not names <= state.keys() or state[f"{HEAD}.weight"].dim() != 2:
+        return set()
+    if len(state[f"{HEAD}.weight"]) == model.num_classes:
         return set()
     old = len(state[f"{HEAD}.weight"])
     rows = class_rows(old, model.num_classes)
@@ -178,14 +183,15 @@ def _fit_dense(model: Backbone, state: dict[str, Tensor]) -> set[str]:
 def _fit_stem(model: Backbone, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     """Sum or repeat the stem's filters for another number of input channels, as timm does."""
     name = f"{STEM}.weight"
-    if name in state and state[name].shape[1] == 3 != model.in_chans and state[name].shape[0] == own[name].shape[0]:
+    official = (own[name].shape[0], 3, *own[name].shape[2:])
+    if model.in_chans != 3 and name in state and state[name].shape == official:
         state[name] = adapt_input_conv(model.in_chans, state[name])
         log.info("Adapted the stem from 3 to %d input channel(s).", model.in_chans)
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, reason: str) -> InputError:
     size = path.stat().st_size
     return InputError(
-        f"The checkpoint {path} cannot be read; it is damaged or cut short ({size:,} bytes; {first_line(error)}). "
-        "Fetch or save it again."
+        f"The checkpoint {path} cannot be read; it is damaged or cut short ({size:,} bytes; {reason}). Fetch or save "
+        "it again."
     )

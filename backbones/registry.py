@@ -78,7 +78,7 @@ def create_model(
     in_chans: int = 3,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
-    out_indices: tuple[int, ...] = (0, 1, 2, 3),
+    out_indices: int | tuple[int, ...] = (0, 1, 2, 3),
     dense: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float | None = None,
@@ -103,8 +103,8 @@ def create_model(
     arguments = dict(num_classes=num_classes, in_chans=in_chans, img_size=img_size, drop_rate=drop_rate, dense=dense)
     arguments |= dict(drop_path_rate=drop_path_rate, **hyper)
     if features_only:
-        arguments |= dict(features_only=True, out_indices=tuple(out_indices))
-    elif tuple(out_indices) != (0, 1, 2, 3):
+        arguments |= dict(features_only=True, out_indices=out_indices)
+    elif out_indices != (0, 1, 2, 3):
         raise InputError("out_indices choose maps and need features_only=True; without it a model returns logits.")
     name, _, tag = name.partition(".")
     return _build(name, _tagged_cfg(name, tag), pretrained, checkpoint_path, **arguments)
@@ -134,8 +134,9 @@ def model_info(name: str) -> dict[str, Any]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    name = name.partition(".")[0]
+    name, _, tag = name.partition(".")
     variant = _find(name)
+    _tagged_cfg(name, tag)
     model = create_model(name, device="meta").eval()
     images = torch.empty(1, model.in_chans, *variant.img_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -206,11 +207,13 @@ def _build(
         raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
     if not 0 <= arguments.get("drop_path_rate", 0) < 1:
         raise InputError(f"drop_path_rate is {arguments['drop_path_rate']}, but must be a probability below 1.")
+    features_only, out_indices = arguments.get("features_only", False), arguments.get("out_indices")
     device, dtype = arguments.pop("device", None), arguments.pop("dtype", None)
 
     def construct(**arguments: Any) -> Backbone:
         with torch.device(device) if device is not None else nullcontext():
             model = variant.cls(**arguments).to(dtype=dtype)
+        _check_indices(features_only and out_indices, len(model.stages))
         if checkpoint_path or pretrained:
             path = checkpoint_path or cfg.file or _download(cfg.url, cache_dir)
             rows = getattr(variant.module, "class_rows", lambda old, new: None)
@@ -229,6 +232,16 @@ def _build(
         stride = model.feature_info[-1]["reduction"]
         model.pretrained_cfg["pool_size"] = tuple(-(-side // stride) for side in cfg.input_size[1:])
     return model
+
+
+def _check_indices(indices: Any, stages: int) -> None:
+    """Raise InputError for `out_indices` that are not stages of the model; None, False: all, no features."""
+    if indices is None or indices is False:
+        return
+    ints = range(-stages, stages) if not isinstance(indices, int) else range(1, stages + 1)
+    wanted = [indices] if isinstance(indices, int) else list(indices)
+    if not wanted or any(i not in ints for i in wanted):
+        raise InputError(f"out_indices is {indices}, but the model has the maps 0 to {stages - 1}; name at least one.")
 
 
 def _download(url: str, cache_dir: str | Path | None) -> str:

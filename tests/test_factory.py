@@ -40,6 +40,11 @@ def test_unknown_names_and_keywords_are_explained():
         backbones.create_model("swin_t", dense="detection")
     with pytest.raises(InputError, match="must be one of detection, segmentation"):
         backbones.create_model("swin_t", dense="depth", features_only=True)
+    for indices in ((5,), (-5,), (), 9):
+        with pytest.raises(InputError, match="out_indices is"):
+            backbones.create_model("swin_nano", features_only=True, out_indices=indices)
+    with pytest.raises(InputError, match="need features_only=True"):
+        backbones.create_model("swin_nano", out_indices=(1,))
     with pytest.raises(InputError, match="no published weights for swin_nano"):
         backbones.create_model("swin_nano", pretrained=True)
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "training/engine": TORCH
     | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}
     | {"backbones.errors", "backbones.checkpoints", "training.engine", "training.seeding"},
-    "": TORCH | {"hydra", "omegaconf", "backbones", "training", "train"},
+    "": TORCH | {"hydra", "omegaconf", "yaml", "backbones", "training", "train"},
 }
 FILES = [p.relative_to(ROOT) for room in ("kernels", "backbones", "training") for p in (ROOT / room).rglob("*.py")]
 FILES = [p for p in FILES if p.parts[:2] != ("backbones", "kernels")] + [Path("train.py"), Path("eval.py")]

@@ -104,6 +104,8 @@ def test_features_only_is_pruned_and_equal(nano):
     features = backbones.create_model(name, features_only=True, out_indices=(0, 2)).eval()
     features.model.load_state_dict({k: v for k, v in nano.state_dict().items() if k in features.model.state_dict()})
     images = torch.randn(1, 3, 40, 72)
+    reverse = nano.forward_intermediates(images, indices=[2, -4], intermediates_only=True)
+    assert [y.shape[1] for y in reverse] == [nano.feature_info[i]["num_chs"] for i in (2, 0)]
     expected = nano.forward_intermediates(images, indices=[0, 2], intermediates_only=True)
     for y, e in zip(features(images), expected, strict=True):
         assert torch.equal(y, e)
@@ -138,6 +140,13 @@ def test_channels_last_and_bfloat16(nano):
     half = nano.bfloat16()(images.bfloat16())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.02)
+
+
+def test_traces_for_any_batch(nano):
+    traced = torch.jit.trace(nano, torch.randn(2, 3, 32, 32))
+    images = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(traced(images), nano(images))
+    assert nano(images[:0]).shape == (0, 7)
 
 
 def test_compiles_to_one_graph(nano):

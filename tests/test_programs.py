@@ -177,6 +177,7 @@ def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
         (["data=imagefolder"], "needs data.root=PATH"),
         (["data=imagefolder", "data.root=nowhere"], "The data folder nowhere does not exist"),
         (["data.img_size=16"], "at least 32 pixels"),
+        (["backbone.num_classes=5"], "backbone.num_classes follows from the task"),
         (["resume=nowhere"], "There is no run in nowhere"),
         (["trainer.accumulation_steps=99"], "accumulation_steps is 99, but an epoch has 11 batches"),
         (["recipe.optimizer.name=adamx"], "cannot build the optimizer 'adamx'"),
@@ -222,6 +223,9 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     assert re.search(
         r"The loss became (nan|inf) at step \d+, with a learning rate of \S+\. No checkpoint was saved", message
     )
+    # A first step that only the evaluation finds out.
+    said = call(train, *arguments[:-1], "trainer.max_steps=1", "run_dir=one", code=2)
+    assert "at step 0, with a learning rate of" in said and not (tmp_path / "one/checkpoints/last.pt").exists()
     # From a good checkpoint on, the message has its path.
     call(train, *SHORT, "run_dir=good", "trainer.max_steps=11")
     said = call(train, "resume=good", "trainer.max_steps=22", "recipe.optimizer.lr=1e30", code=2)
@@ -258,7 +262,8 @@ def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
 def test_a_bad_override_on_resume_harms_nothing(call, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "copy")
     before = (tmp_path / "copy/config.yaml").read_text()
-    for override in ("trainer.device=tpu", "backbone.dim=48", "recipe.optimizer.name=adamx", "data.name=flowers"):
+    overrides = ["trainer.device=tpu", "backbone.dim=48", "recipe.optimizer.name=adamx", "data.name=flowers"]
+    for override in [*overrides, "backbone=swin_t", "trainer.batch_size=64"]:
         call(train, "resume=copy", override, code=2)
         assert (tmp_path / "copy/config.yaml").read_text() == before
     assert "run_dir has no place" in call(train, "resume=copy", "run_dir=x", code=2)

@@ -35,9 +35,9 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, shrink: bool = False) -> Tensor:
-        batch, height, width, _ = x.shape
+        batch, height, width, dim = x.shape
         window, shift = effective_window(height, width, self.window_size, self.shifted, shrink)
-        q, k, v = self.qkv(x).view(batch, height, width, 3, self.num_heads, -1).unbind(3)
+        q, k, v = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads).unbind(3)
         # A zero token before the projection is the bias of the projection after it.
         _, pad_key, pad_value = self.qkv.bias.to(q.dtype).view(3, self.num_heads, -1).unbind(0)
         bias = self.position_bias(window)

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from backbones.errors import first_line
 
@@ -45,5 +45,7 @@ def open_image(path: str | Path, channels: int) -> Image.Image:
                 pass  # Pillow decides
         with Image.open(BytesIO(content)) as image:
             return image.convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError as error:
+        raise BadImageError("neither a JPEG nor anything else that Pillow reads") from error
     except READ_ERRORS as error:
         raise BadImageError(first_line(error)) from error

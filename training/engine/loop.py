@@ -46,16 +46,19 @@ def fit(task, train_loader, val_loader, session: Session, run: RunFolder, report
 
         def stop_if_asked() -> None:
             if stop.received:
+                if not session.done:
+                    progress.wall_seconds = time.perf_counter() - started
+                    session.save(run.last)
                 raise Interrupted(f"Stopped by {stop.received} after step {progress.step}.", run.path)
 
         while not session.done:
             _train_epoch(task, train_loader, session, run, reporter, stop)
-            progress.wall_seconds = time.perf_counter() - started
-            session.save(run.last)
             stop_if_asked()
             metrics = {}
             for prefix, model in session.candidates().items():
                 values = evaluate(task, val_loader, session.precision, reporter, model, stop_if_asked)
+                if not all(map(math.isfinite, values.values())):
+                    raise _diverged("The evaluation gave no number", progress.step - 1, session.lr, run)
                 metrics |= {prefix + name: value for name, value in values.items()}
                 if progress.best is None or values[task.metric] > progress.best:
                     progress.best = values[task.metric]

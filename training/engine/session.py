@@ -1,7 +1,6 @@
 """Everything of a run that changes, and how it is saved and restored."""
 
 import io
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import save
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from backbones.checkpoints import read_file
 from backbones.errors import InputError, first_line
 
 from .files import write_atomically
@@ -107,35 +107,26 @@ class Session:
         """
         steps_per_epoch = self.progress.steps_per_epoch
         settings = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
+        state = read_file(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.precision.scaler.load_state_dict(state["scaler"])
             self.progress = Progress(**state["progress"])
-        except (
-            RuntimeError,
-            EOFError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            pickle.UnpicklingError,
-        ) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"The run cannot be resumed from {path}: the file is damaged, or of another configuration "
-                f"({first_line(error)}). Start a new run."
+                f"The run cannot be resumed from {path}, which is of another configuration ({first_line(error)}). "
+                "Resume it as it was configured, or start a new run."
             ) from error
         for group, values in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(values)
-        if self.progress.step_in_epoch and self.progress.steps_per_epoch != steps_per_epoch:
+        if self.progress.steps_per_epoch != steps_per_epoch:
             raise InputError(
-                f"The run stopped in the middle of an epoch of {self.progress.steps_per_epoch} steps, which cannot "
-                f"go on with {steps_per_epoch} steps. Resume with its own trainer.batch_size and accumulation_steps."
+                f"The run has epochs of {self.progress.steps_per_epoch} steps and cannot go on with {steps_per_epoch}. "
+                "Resume it with its own data, trainer.batch_size and trainer.accumulation_steps."
             )
-        self.progress.steps_per_epoch = steps_per_epoch
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
