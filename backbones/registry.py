@@ -213,7 +213,8 @@ def _build(
     def construct(**arguments: Any) -> Backbone:
         with torch.device(device) if device is not None else nullcontext():
             model = variant.cls(**arguments).to(dtype=dtype)
-        _check_indices(features_only and out_indices, len(model.stages))
+        if features_only and out_indices is not None:
+            _check_indices(out_indices, len(model.stages))
         if checkpoint_path or pretrained:
             path = checkpoint_path or cfg.file or _download(cfg.url, cache_dir)
             rows = getattr(variant.module, "class_rows", lambda old, new: None)
@@ -234,13 +235,13 @@ def _build(
     return model
 
 
-def _check_indices(indices: Any, stages: int) -> None:
-    """Raise InputError for `out_indices` that are not stages of the model; None, False: all, no features."""
-    if indices is None or indices is False:
-        return
-    ints = range(-stages, stages) if not isinstance(indices, int) else range(1, stages + 1)
-    wanted = [indices] if isinstance(indices, int) else list(indices)
-    if not wanted or any(i not in ints for i in wanted):
+def _check_indices(indices: int | tuple[int, ...], stages: int) -> None:
+    """Raise InputError where `out_indices`, a list of stages or the number of last ones, does not fit the model."""
+    if isinstance(indices, int):
+        fits = 1 <= indices <= stages
+    else:
+        fits = len(indices) > 0 and all(-stages <= i < stages for i in indices)
+    if not fits:
         raise InputError(f"out_indices is {indices}, but the model has the maps 0 to {stages - 1}; name at least one.")
 
 

@@ -142,6 +142,7 @@ def test_channels_last_and_bfloat16(nano):
     torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that sizes are fixed is what tracing means
 def test_traces_for_any_batch(nano):
     traced = torch.jit.trace(nano, torch.randn(2, 3, 32, 32))
     images = torch.randn(5, 3, 32, 32)
