@@ -6,11 +6,12 @@ import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import InputError
 
 DENSE = ("detection", "segmentation")
+PIECE_BYTES = 2_500_000  # of maps that go through the blocks together; measured on swin_t with benchmarks/models.py
 
 
 class Stage(nn.Module):
@@ -29,10 +30,27 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         x = self.downsample(x)
+        if not goes_in_pieces(x):
+            return self.forward_blocks(x, *args)
+        image_bytes = max(1, x.numel() * x.element_size() // max(1, len(x)))
+        pieces = [self.forward_blocks(piece, *args) for piece in x.split(max(1, PIECE_BYTES // image_bytes))]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def forward_blocks(self, x: Tensor, *args: Any) -> Tensor:
         for block in self.blocks:
             recompute = self.grad_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, *args) if recompute else block(x, *args)
         return x
+
+
+def goes_in_pieces(x: Tensor) -> bool:
+    """Whether blocks take a few images of the batch at a time: in eager inference on a CPU.
+
+    Maps and hidden layers then stay in the cache, and no large new tensor has to be mapped at every call.
+    """
+    if isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 class Backbone(nn.Module):
@@ -193,7 +211,7 @@ class Backbone(nn.Module):
         return set()
 
 
-@torch.fx.wrap
+@fx.wrap
 def check_images(images: Tensor, in_chans: int, min_size: int) -> None:
     """Raise InputError for images of another number of channels, or smaller than the network can take."""
     if images.dim() != 4:

@@ -142,6 +142,17 @@ def test_channels_last_and_bfloat16(nano):
     torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.02)
 
 
+def test_inference_in_pieces_equals_the_batch_at_once(nano, monkeypatch):
+    images = torch.randn(5, 3, 40, 64)
+    expected = nano(images)
+    monkeypatch.setattr("backbones.backbone.PIECE_BYTES", 30_000)  # two images of the first stage, all of the last
+    seen = []
+    nano.stages[0].blocks[0].register_forward_hook(lambda block, args, y: seen.append(len(y)))
+    with torch.no_grad():
+        torch.testing.assert_close(nano(images), expected)
+    assert len(seen) > 1 and sum(seen) == 5
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that sizes are fixed is what tracing means
 def test_traces_for_any_batch(nano):
     traced = torch.jit.trace(nano, torch.randn(2, 3, 32, 32))
