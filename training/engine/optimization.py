@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 from .settings import OptimizerSettings, ScheduleSettings
 
-SCHEDULES = ("cosine", "step", "poly", "constant")  # the others of timm need settings that are not here
+SCHEDULES = ("cosine", "step", "poly")  # the others of timm need settings that are not here, or a newer timm
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -60,7 +60,7 @@ class ScheduleSettings:
     """Learning rate by optimizer step, through timm's scheduler factory.
 
     Args:
-        name: cosine, step, poly or constant.
+        name: cosine, step or poly.
         warmup_epochs: linear rise from `warmup_lr`, before the schedule proper begins.
         min_lr: where a falling schedule ends.
         decay_epochs, decay_rate: of `step`: how often, and the factor; the rate is also the power of `poly`.
