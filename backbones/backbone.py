@@ -88,7 +88,15 @@ class Backbone(nn.Module):
                 self.add_module(f"norm{i}", nn.LayerNorm(dim))
         else:
             self.norm = nn.LayerNorm(dims[-1])
-            self.head = ClassifierHead(dims[-1], self.num_classes, self.global_pool, self.drop_rate)
+            self.head = self.make_head()
+
+    def make_head(self) -> nn.Module:
+        """Pooling and classifier: what takes `forward_features`' map to logits; its last linear layer is `fc`."""
+        return ClassifierHead(self.num_features, self.num_classes, self.global_pool, self.drop_rate)
+
+    def to_nchw(self, x: Tensor) -> Tensor:
+        """A map as the stages pass it on to a map as it leaves the model."""
+        return x.permute(0, 3, 1, 2)
 
     def stage_arguments(self, images: Tensor) -> tuple:
         """What the blocks need to know besides their map."""
@@ -106,7 +114,7 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to the normed last map, (B, C, H / r, W / r)."""
         check_images(x, self.in_chans, self.min_size)
-        return self.norm(self.forward_stages(x, len(self.stages) - 1)[-1]).permute(0, 3, 1, 2)
+        return self.to_nchw(self.norm(self.forward_stages(x, len(self.stages) - 1)[-1]))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits, (B, num_classes); with `pre_logits`, to the classifier's input."""
@@ -151,11 +159,11 @@ class Backbone(nn.Module):
                 y = self.get_submodule(f"norm{i}")(maps[i])
             else:
                 y = self.norm(maps[i]) if norm and i == end else maps[i]
-            outputs.append(y.permute(0, 3, 1, 2))
+            outputs.append(self.to_nchw(y))
         if intermediates_only:
             return outputs
         final = self.norm(maps[-1]) if len(maps) > end else maps[-1]
-        return final.permute(0, 3, 1, 2), outputs
+        return self.to_nchw(final), outputs
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -185,7 +193,7 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         training = self.head.training
-        self.head = ClassifierHead(self.num_features, num_classes, self.global_pool, self.drop_rate)
+        self.head = self.make_head()
         self.head.to(like.device, like.dtype).train(training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -194,8 +194,14 @@ def _build(
 ) -> nn.Module:
     """What both factories share: check the arguments, construct, load, and wrap for features."""
     variant = _find(name)
-    if pretrained and not (cfg.file or cfg.url):
-        raise InputError(f"There are no published weights for {name}. Pass checkpoint_path to load a file of your own.")
+    if pretrained and not (cfg.file or cfg.url or checkpoint_path):
+        page = checkpoints(variant.family, name).get(cfg.tag, {}).get("page")
+        raise InputError(
+            f"The weights {name}.{cfg.tag} cannot be downloaded by a program. Get the file from {page} with a browser, "
+            "and pass its path as checkpoint_path."
+            if page
+            else f"There are no published weights for {name}. Pass checkpoint_path to load a file of your own."
+        )
 
     known = inspect.signature(variant.cls).parameters.keys() | FACTORY_ARGUMENTS
     for keyword in arguments.keys() - known:

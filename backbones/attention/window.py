@@ -10,7 +10,7 @@ fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic traci
 
 
 class WindowAttention(nn.Module):
-    """Window attention with relative position bias (Swin, arXiv:2103.14030): (B, H, W, C) to the same shape.
+    """Window attention (Swin, arXiv:2103.14030): (B, H, W, C) to the same shape.
 
     Any H and W: the map is filled up to whole windows with zeros before the projection, and these tokens take part as
     keys. With `shrink`, a map whose smaller side fits into the window is one row or column of windows of that side,
@@ -20,9 +20,10 @@ class WindowAttention(nn.Module):
         dim: C; `num_heads` must divide it.
         window_size: side of a window, in tokens.
         shifted: whether the windows are shifted by half their side, to see across the borders of unshifted ones.
+        position_bias: whether each pair of positions in a window has a learned bias.
     """
 
-    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool = False):
+    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool = False, position_bias: bool = True):
         super().__init__()
         if dim % num_heads:
             raise InputError(
@@ -31,7 +32,7 @@ class WindowAttention(nn.Module):
             )
         self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.position_bias = RelativePositionBias(window_size, num_heads)
+        self.position_bias = RelativePositionBias(window_size, num_heads) if position_bias else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, shrink: bool = False) -> Tensor:
@@ -40,14 +41,15 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads).unbind(3)
         # A zero token before the projection is the bias of the projection after it.
         _, pad_key, pad_value = self.qkv.bias.to(q.dtype).view(3, self.num_heads, -1).unbind(0)
-        bias = self.position_bias(window)
+        bias = self.position_bias(window) if self.position_bias is not None else None
         x = window_attention(q, k, v, (window, window), (shift, shift), bias, pad_key=pad_key, pad_value=pad_value)
         return self.proj(x.flatten(3))
 
     def set_window_size(self, window_size: int) -> None:
         """Change the window; the position table is resized."""
         self.window_size = window_size
-        self.position_bias.set_window_size(window_size)
+        if self.position_bias is not None:
+            self.position_bias.set_window_size(window_size)
 
 
 @fx.wrap
