@@ -120,6 +120,14 @@ class Backbone(nn.Module):
         """The last map to logits, (B, num_classes); with `pre_logits`, to the classifier's input."""
         return self.head(x, pre_logits=pre_logits)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: the symbolic trace of the model in its present mode, for any image size.
+
+        Arithmetic on sizes stays in Python, so the result runs here but cannot be saved; for a file use `torch.export`
+        or `torch.jit.trace`.
+        """
+        return fx.symbolic_trace(self)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.dense:
             raise InputError(
@@ -220,6 +228,7 @@ class Backbone(nn.Module):
 
 
 @fx.wrap
+@torch.jit.ignore
 def check_images(images: Tensor, in_chans: int, min_size: int) -> None:
     """Raise InputError for images of another number of channels, or smaller than the network can take."""
     if images.dim() != 4:

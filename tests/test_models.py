@@ -144,6 +144,13 @@ def test_traces_for_any_batch(nano):
     assert nano(images[:0]).shape == (0, 7)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # TorchScript is on its way out
+def test_scripts_for_any_size(nano):
+    scripted = torch.jit.script(nano)
+    images = torch.randn(2, 3, 40, 52)
+    torch.testing.assert_close(scripted(images), nano(images))
+
+
 def test_compiles_to_one_graph(nano):
     images = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(nano, fullgraph=True, backend="aot_eager")

@@ -1,5 +1,6 @@
 """Multi-head attention inside (shifted) windows."""
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
@@ -7,6 +8,7 @@ from ..kernels.window import window_attention
 from ..layers import RelativePositionBias
 
 fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic tracing
+torch.jit.ignore(window_attention)
 
 
 class WindowAttention(nn.Module):
@@ -42,7 +44,7 @@ class WindowAttention(nn.Module):
         # A zero token before the projection is the bias of the projection after it.
         _, pad_key, pad_value = self.qkv.bias.to(q.dtype).view(3, self.num_heads, -1).unbind(0)
         bias = self.position_bias(window) if self.position_bias is not None else None
-        x = window_attention(q, k, v, (window, window), (shift, shift), bias, pad_key=pad_key, pad_value=pad_value)
+        x = window_attention(q, k, v, (window, window), (shift, shift), bias, None, pad_key, pad_value)
         return self.proj(x.flatten(3))
 
     def set_window_size(self, window_size: int) -> None:
@@ -53,6 +55,7 @@ class WindowAttention(nn.Module):
 
 
 @fx.wrap
+@torch.jit.ignore
 def effective_window(height: int, width: int, window_size: int, shifted: bool, shrink: bool) -> tuple[int, int]:
     """Side and shift of the windows of a map, in tokens."""
     if shrink and min(height, width) <= window_size:

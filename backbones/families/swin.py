@@ -12,6 +12,7 @@ elsewhere. LayerNorm's eps is 1e-5, the mask -100, and patch merging counts rows
 import re
 from collections.abc import Sequence
 
+import torch
 from timm.data import ImageNetInfo
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, fx, nn
@@ -131,6 +132,7 @@ class Swin(Backbone):
 
 
 @fx.wrap
+@torch.jit.ignore
 def tiles(height: int, width: int, patch_size: int, windows: list[int]) -> bool:
     """Whether the classification network is defined for a size: every map tiles into windows and merges evenly."""
     if height % patch_size or width % patch_size:

@@ -53,6 +53,7 @@ class RelativePositionBias(nn.Module):
 
 
 @fx.wrap
+@torch.jit.ignore
 def relative_index(window_size: int, table_window: int, device: torch.device) -> Tensor:
     """Rows of the table of a window of side `table_window`, for all pairs of tokens of a window within, (N * N,)."""
     position = torch.arange(window_size, device=device)

@@ -1,10 +1,12 @@
 """How images become tokens and maps become smaller."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
 @fx.wrap
+@torch.jit.ignore
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """(B, H, W, C) with zero rows and columns at the bottom and right, so that `multiple` divides both sides."""
     bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
