@@ -37,7 +37,7 @@ def pretrained_cfgs(family: str, name: str, img_size: tuple[int, int]) -> dict[s
     tags = checkpoints(family, name)
     if not tags:
         return {name: PretrainedCfg(input_size=(3, *img_size), **family_facts["preprocessing"], **common)}
-    return {f"{name}.{tag}": PretrainedCfg(**_timm_fields(own), **common) for tag, own in tags.items()}
+    return {f"{name}.{tag}": PretrainedCfg(tag=tag, **_timm_fields(own), **common) for tag, own in tags.items()}
 
 
 def _timm_fields(checkpoint: dict[str, Any]) -> dict[str, Any]:

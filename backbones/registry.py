@@ -19,11 +19,11 @@ from timm.models import (
     register_model,
     resolve_pretrained_cfg,
 )
-from timm.models._hub import download_cached_file
 from torch import nn
 
 from .backbone import Backbone
 from .checkpoints import load_checkpoint
+from .download import download
 from .errors import InputError, UnknownArgumentError, suggest
 from .published import checkpoints, facts, pretrained_cfgs
 
@@ -91,7 +91,7 @@ def create_model(
         pretrained: download and load the published weights of the tag, or of the name's first tag.
         checkpoint_path: a file of this project, or an official file of the family; loaded strictly, in place of the
             published weights.
-        img_size: nominal image size, in pixels; other sizes still work. None: the variant's own.
+        img_size: nominal image size, in pixels; other sizes still work. None: that of the published weights named.
         features_only: return a list of (B, C, H, W) maps, one per entry of `out_indices`, in place of logits.
         dense: "detection" or "segmentation" for the family's official dense backbone; needs `features_only`.
         drop_rate, drop_path_rate: dropout before the classifier; largest probability of stochastic depth.
@@ -208,7 +208,8 @@ def _build(
         raise UnknownArgumentError(
             f"{name} has no argument {keyword!r}.{suggest(keyword, list(known))} It takes: {', '.join(sorted(known))}."
         )
-    arguments = variant.arguments | {k: v for k, v in arguments.items() if v is not None}
+    given = {k: v for k, v in arguments.items() if v is not None}
+    arguments = variant.arguments | dict(img_size=cfg.input_size[1:]) | given
     if arguments.get("dense") and not arguments.get("features_only"):
         raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
     if not 0 <= arguments.get("drop_path_rate", 0) < 1:
@@ -222,7 +223,7 @@ def _build(
         if features_only and out_indices is not None:
             _check_indices(out_indices, len(model.stages))
         if checkpoint_path or pretrained:
-            path = checkpoint_path or cfg.file or _download(cfg.url, cache_dir)
+            path = checkpoint_path or cfg.file or download(cfg.url, cache_dir)
             rows = getattr(variant.module, "class_rows", lambda old, new: None)
             load_checkpoint(model, path, variant.module.convert_checkpoint, rows)
         return model
@@ -249,13 +250,3 @@ def _check_indices(indices: int | tuple[int, ...], stages: int) -> None:
         fits = len(indices) > 0 and all(-stages <= i < stages for i in indices)
     if not fits:
         raise InputError(f"out_indices is {indices}, but the model has the maps 0 to {stages - 1}; name at least one.")
-
-
-def _download(url: str, cache_dir: str | Path | None) -> str:
-    try:
-        return download_cached_file(url, progress=True, cache_dir=cache_dir)
-    except OSError as error:
-        raise InputError(
-            f"The weights at {url} could not be downloaded ({error}). Check the connection, or fetch the file by other "
-            "means and pass its path as checkpoint_path."
-        ) from error

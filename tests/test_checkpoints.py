@@ -2,16 +2,14 @@
 
 import argparse
 import os
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import backbones
-from backbones import InputError, registry
+from backbones import InputError
 from backbones.checkpoints import read_checkpoint
 from backbones.families.swin import class_rows
 
@@ -173,25 +171,3 @@ def test_files_that_are_missing_or_hold_no_weights(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "numbers.pth")
     with pytest.raises(InputError, match="holds no state dict"):
         read_checkpoint(tmp_path / "numbers.pth")
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server on this machine for the files in tmp_path."""
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_pretrained_weights_are_downloaded_and_loaded(tmp_path, server, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    model = build()
-    torch.save({"model": officially_named(model)}, tmp_path / "swin_nano.pth")
-    cfg = registry._variants["swin_nano"].module.default_cfgs["swin_nano"].cfgs[""]
-    monkeypatch.setattr(cfg, "url", f"{server}/swin_nano.pth")
-    assert_same_weights(model, build(pretrained=True))
-    monkeypatch.setattr(cfg, "url", f"{server}/missing.pth")
-    with pytest.raises(InputError, match=r"missing.pth could not be downloaded .*404"):
-        build(pretrained=True)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 TORCH = {"torch", "torchvision", "timm", "numpy"}
 ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
-    "backbones": TORCH | {"safetensors", "yaml", "backbones"},
+    "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "backbones"},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
