@@ -126,6 +126,9 @@ def list_families() -> list[str]:
 def model_info(name: str) -> dict[str, Any]:
     """What there is to know about a model before building it.
 
+    Args:
+        name: as in `create_model`; with a tag, macs and input_size are those of that checkpoint's image size.
+
     Returns:
         name, family, parameters, macs (multiply-adds for one image of input_size), input_size (C, H, W), min_size (in
         pixels), strides, channels, paper, code, licence (of code and weights), and tags: for each published checkpoint
@@ -134,11 +137,10 @@ def model_info(name: str) -> dict[str, Any]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    name, _, tag = name.partition(".")
-    variant = _find(name)
-    _tagged_cfg(name, tag)
     model = create_model(name, device="meta").eval()
-    images = torch.empty(1, model.in_chans, *variant.img_size, device="meta")
+    images = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
+    name = name.partition(".")[0]
+    variant = _find(name)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     family_facts = facts(variant.family)

@@ -1,57 +1,27 @@
-"""Speed of this project's models beside timm's, in one process, alternating.
+"""Speed and memory of this project's models beside timm's, in one process, alternating.
 
     python benchmarks/models.py                        inference, batch 8, 224 px
     python benchmarks/models.py --mode training        forward, backward and AdamW
 
-Prints a line per model: medians of both sides in ms, images per second, and the ratio (timm's time / ours: above 1 we
-are faster).
+Prints a line per model: medians of both sides in ms, images per second, peak memory in MiB, and the ratios. Speed is
+timm's time / ours, above 1 we are faster; memory is ours / timm's, below 1 we need less.
 """
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import math
 
+import measure
 import timm
 import torch
 
 import backbones
 
-PEERS = {"swin_t": "swin_tiny_patch4_window7_224"}
-
-
-def inference(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    model.eval()
-
-    @torch.inference_mode()
-    def run() -> None:
-        model(images)
-
-    return run
-
-
-def training(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    targets = torch.arange(len(images), device=images.device)
-
-    def run() -> None:
-        torch.nn.functional.cross_entropy(model(images), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+PEERS = {
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "davit_t": "davit_tiny",
+    "gcvit_t": "gcvit_tiny",
+    "volo_d1": "volo_d1_224",
+}
 
 
 def main() -> None:
@@ -63,26 +33,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each side")
     options = parser.parse_args()
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    print(f"{device.type} ({where}), torch {torch.__version__}, timm {timm.__version__}, fp32, eager")
+    print(measure.headline())
     print(f"{options.mode}, batch {options.batch}, {options.size} px, medians of {options.rounds} alternating runs")
-    print(f"{'model':<12}{'ours, ms':>10}{'timm, ms':>10}{'images/s':>10}{'ratio':>8}")
+    titles = ("ours, ms", "timm, ms", "images/s", "speed", "ours, MiB", "timm, MiB", "memory")
+    print(f"{'model':<12}" + "".join(f"{title:>11}" for title in titles))
+    start = measure.inference if options.mode == "inference" else measure.training
+    ratios = []
     for name in options.names:
         torch.manual_seed(0)
-        images = torch.randn(options.batch, 3, options.size, options.size, device=device)
+        images = torch.randn(options.batch, 3, options.size, options.size, device=measure.device())
         sides = [backbones.create_model(name), timm.create_model(PEERS[name], drop_path_rate=0.0)]
-        runs = [globals()[options.mode](model.to(device), images) for model in sides]
-        for _ in range(3):
-            for run in runs:
-                run()
-        times = [[seconds(run, device) for run in runs] for _ in range(options.rounds)]
-        ours, peer = (statistics.median(side) for side in zip(*times))
-        print(f"{name:<12}{1e3 * ours:>10.1f}{1e3 * peer:>10.1f}{options.batch / ours:>10.1f}{peer / ours:>8.2f}")
+        runs = [start(model.to(measure.device()), images) for model in sides]
+        ours, peer = measure.medians(runs, options.rounds)
+        own_memory, peer_memory = (measure.peak_memory(run) / 2**20 for run in runs)
+        ratios.append(peer / ours)
+        print(
+            f"{name:<12}{1e3 * ours:>11.1f}{1e3 * peer:>11.1f}{options.batch / ours:>11.1f}{peer / ours:>11.2f}"
+            f"{own_memory:>11.0f}{peer_memory:>11.0f}{own_memory / peer_memory:>11.2f}",
+            flush=True,
+        )
+    print(f"geometric mean of the speed ratios: {math.prod(ratios) ** (1 / len(ratios)):.2f}")
 
 
 if __name__ == "__main__":
