@@ -15,18 +15,8 @@ import torch
 
 import backbones
 
-NAMES = [
-    "swin_t",
-    "nat_t",
-    "dinat_t",
-    "gcvit_t",
-    "davit_t",
-    "l2vit_t",
-    "overlock_t",
-    "volo_d1",
-    "litv2_s",
-    "biformer_t",
-]
+LINEAR = ["swin_t", "nat_t", "dinat_t", "gcvit_t", "davit_t", "l2vit_t", "overlock_t"]
+WITH_GLOBAL_PART = ["volo_d1", "litv2_s", "biformer_t"]
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ All names of `backbones.list_models()`, written by `python docs/make_models.py`.
 
 Parameters and multiply-adds are counted on the model with a classifier of 1000 classes, the latter by PyTorch's flop
 counter for one image of the input size. Top-1 is what the release publishes for ImageNet-1k. Weights marked "page" have
-no direct download: fetch the file with a browser and pass it as `checkpoint_path`. Strides are those of the feature maps.
+no direct download: fetch the file with a browser and pass it as `checkpoint_path`. Strides are those of the feature
+maps.
 """
 COLUMNS = ["model", "parameters, M", "GMACs", "input", "strides", "top-1, %", "weights", "licence of the weights"]
 
