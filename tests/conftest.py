@@ -1,3 +1,4 @@
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+
+# 22 steps: enough to learn something, in a few seconds.
+SHORT = ["trainer.batch_size=128", "trainer.epochs=2", "recipe.schedule.warmup_epochs=0.5"]
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +32,31 @@ def run_program(tmp_path):
         return done
 
     return run
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Call train.main or eval.main in an empty folder; returns what it printed, and checks how it ended."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(program, *arguments, code=0):
+        monkeypatch.setattr(sys, "argv", [program.__file__, *arguments])
+        try:
+            program.main(list(arguments))
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        output = capsys.readouterr()
+        assert ended == code, output.out + output.err
+        return output.out + output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run of a few seconds on the digits, by the real program."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return folder / "done"

@@ -1,14 +1,8 @@
 """train.py and eval.py as a person uses them."""
 
-import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,42 +16,7 @@ import train
 from backbones.checkpoints import read_checkpoint
 from training.data import Digits
 
-from .conftest import ROOT
-
-# 22 steps: enough to learn something, in a few seconds.
-SHORT = ["trainer.batch_size=128", "trainer.epochs=2", "recipe.schedule.warmup_epochs=0.5"]
-
-
-def rows_of(path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Call train.main or eval.main in an empty folder; returns what it printed, and checks how it ended."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(program, *arguments, code=0):
-        monkeypatch.setattr(sys, "argv", [program.__file__, *arguments])
-        try:
-            program.main(list(arguments))
-            ended = 0
-        except SystemExit as end:
-            ended = end.code
-        output = capsys.readouterr()
-        assert ended == code, output.out + output.err
-        return output.out + output.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A run of a few seconds on the digits, by the real program."""
-    folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    return folder / "done"
+from .conftest import ROOT, SHORT, rows_of
 
 
 def test_what_a_run_leaves_behind(run_folder):
@@ -242,66 +201,6 @@ def test_wandb_without_a_key_or_network_goes_offline(call, monkeypatch, tmp_path
     assert (tmp_path / "keyless/summary.json").exists()
 
 
-def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
-    call(train, *SHORT, "run_dir=runs/digits_swin_nano/2001")
-    (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
-    said = call(train, *SHORT, "resume=auto")
-    assert "in runs/digits_swin_nano/2001" in said and "Resumed at epoch 3, step 22" in said
-    said = call(train, *SHORT, "resume=auto", "trainer.max_steps=1", "run_dir=new")
-    assert "a new one begins" in said and (tmp_path / "new/summary.json").exists()
-    said = call(train, *SHORT, "resume=auto", "run_dir=new", code=2)
-    assert "The run in new has another configuration" in said
-    said = call(train, *SHORT, "run_dir=new", code=2)
-    assert "There is a run in new already" in said
-    # A folder that is named is the one that is used, also beside an unfinished run of the same configuration.
-    (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
-    call(train, *SHORT, "resume=auto", "run_dir=other")
-    assert (tmp_path / "other/summary.json").exists()
-
-
-def test_a_bad_override_on_resume_harms_nothing(call, run_folder, tmp_path):
-    shutil.copytree(run_folder, tmp_path / "copy")
-    before = (tmp_path / "copy/config.yaml").read_text()
-    overrides = ["trainer.device=tpu", "backbone.dim=48", "recipe.optimizer.name=adamx", "data.name=flowers"]
-    for override in [*overrides, "backbone=swin_t", "trainer.batch_size=64"]:
-        call(train, "resume=copy", override, code=2)
-        assert (tmp_path / "copy/config.yaml").read_text() == before
-    assert "run_dir has no place" in call(train, "resume=copy", "run_dir=x", code=2)
-    said = call(train, "resume=copy", "trainer.epochs=3")
-    assert "Resumed at epoch 3, step 22" in said and len(rows_of(tmp_path / "copy/metrics.csv")) == 3
-    assert OmegaConf.load(tmp_path / "copy/config.yaml").trainer.epochs == 3
-
-
-def test_a_resumed_run_does_not_need_the_weights_it_began_with(call, run_folder, tmp_path):
-    shutil.copy(run_folder / "checkpoints/best.safetensors", "start.safetensors")
-    start = ["backbone.checkpoint_path=start.safetensors", "run_dir=out"]
-    call(train, *SHORT, *start)
-    assert float(rows_of(tmp_path / "out/metrics.csv")[0]["top1"]) > 0.5
-    os.remove("start.safetensors")
-    call(train, "resume=out", "trainer.epochs=3")
-    call(evaluation, "run=out")
-
-
-def test_a_signal_in_the_last_step_of_all(call, monkeypatch, tmp_path):
-    """The epoch that it ends is still to be evaluated when the run goes on."""
-    from training.tasks import Classification
-
-    steps, training_step = [], Classification.training_step
-
-    def last_step_is_interrupted(task, batch):
-        steps.append(batch)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return training_step(task, batch)
-
-    monkeypatch.setattr(Classification, "training_step", last_step_is_interrupted)
-    said = call(train, *SHORT, "run_dir=out", "trainer.max_steps=3", code=75)
-    assert "Stopped by SIGTERM after step 3. Nothing is lost; go on with: python train.py resume=out" in said
-    assert not (tmp_path / "out/metrics.csv").exists()
-    call(train, "resume=out")
-    assert [row["steps"] for row in rows_of(tmp_path / "out/metrics.csv")] == ["3"] and len(steps) == 3
-
-
 def test_evaluating_needs_weights_for_the_classes_of_the_data(call, run_folder, tmp_path):
     assert "Name the weights" in call(evaluation, "backbone=swin_nano", "data=digits", code=2)
     other = backbones.create_model("swin_nano", in_chans=1, num_classes=7)
@@ -331,51 +230,6 @@ def test_a_picture_is_classified_without_the_data_that_were_learned(call, tmp_pa
     for part in ("train", "val"):
         Image.new("RGB", (40, 40)).save(f"data/{part}/bird/0.png")
     assert "was trained for other classes (a cat, ein Hund" in call(evaluation, "run=out", code=2)
-
-
-LONG = ["trainer.epochs=4", "trainer.batch_size=64", "recipe.ema.decay=0.99", "backbone.drop_path_rate=0.1"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "out"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(run_program, uninterrupted, tmp_path, number):
-    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics, deadline = tmp_path / "out/metrics.csv", time.monotonic() + 200
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.4)  # into the second epoch
-    os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 75 and f"Stopped by {number.name}" in output, output
-        assert "python train.py resume=out" in output
-    assert not (tmp_path / "out/summary.json").exists()
-
-    run_program("train.py", "resume=out")
-    ended, expected = (
-        torch.load(p / "checkpoints/last.pt", weights_only=True) for p in (tmp_path / "out", uninterrupted)
-    )
-    for part in ("model", "ema"):
-        assert ended[part].keys() == expected[part].keys()
-        for name, value in expected[part].items():
-            assert torch.equal(ended[part][name], value), name
-    best = [read_checkpoint(p / "checkpoints/best.safetensors") for p in (tmp_path / "out", uninterrupted)]
-    assert all(torch.equal(best[0][name], best[1][name]) for name in best[1])
-    untimed = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows_of(p)]
-        for p in (metrics, uninterrupted / "metrics.csv")
-    ]
-    assert untimed[0] == untimed[1] and len(untimed[0]) == 4
 
 
 @pytest.mark.slow
