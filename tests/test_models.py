@@ -151,12 +151,6 @@ def test_scripts_for_any_size(nano):
     torch.testing.assert_close(scripted(images), nano(images))
 
 
-def test_compiles_to_one_graph(nano):
-    images = torch.randn(2, 3, 32, 32)
-    compiled = torch.compile(nano, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images), nano(images))
-
-
 def test_drop_path_acts_in_training_only(nano):
     model = backbones.create_model(nano.pretrained_cfg["architecture"], drop_path_rate=0.5)
     images = torch.randn(8, 3, 32, 32)
