@@ -1,5 +1,6 @@
 """The base class that gives every family timm's model contract."""
 
+import operator
 from typing import Any
 
 import torch
@@ -104,6 +105,8 @@ class Backbone(nn.Module):
 
     def forward_stages(self, images: Tensor, last: int) -> list[Tensor]:
         """Images (B, in_chans, H, W) to the (B, H / r, W / r, C) maps of stages 0 to `last`, un-normed."""
+        if torch.compiler.is_compiling():
+            fix_image_size(images)
         arguments = self.stage_arguments(images)
         x, maps = self.stem(images), []
         for stage in self.stages[: last + 1]:
@@ -225,6 +228,16 @@ class Backbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters with two or more dimensions that the family's recipe does not decay."""
         return set()
+
+
+def fix_image_size(images: Tensor) -> None:
+    """Make a compiled or exported graph one for this image size, and still for any batch.
+
+    Sizes left as symbols grow with every padding and down-sampling to expressions that take minutes to prove things
+    about.
+    """
+    for side in images.shape[2:]:
+        operator.index(side)
 
 
 @fx.wrap
