@@ -1,6 +1,8 @@
 """The base class that gives every family timm's model contract."""
 
 import operator
+from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ class Stage(nn.Module):
 
     Args:
         downsample: what brings the last stage's map to this one's size; identity in the first stage.
-        blocks: modules from a map to a map of the same shape; further arguments of `forward` are passed on to them.
+        blocks: modules from a map to a map of the same shape; further arguments of `forward` are passed on to them,
+            and tensors among these are maps of the same images.
     """
 
     def __init__(self, downsample: nn.Module, blocks: list[nn.Module]):
@@ -30,12 +33,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
-        x = self.downsample(x)
-        if not goes_in_pieces(x):
-            return self.forward_blocks(x, *args)
-        image_bytes = max(1, x.numel() * x.element_size() // max(1, len(x)))
-        pieces = [self.forward_blocks(piece, *args) for piece in x.split(max(1, PIECE_BYTES // image_bytes))]
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return in_pieces(self.forward_blocks, self.downsample(x), *args)
 
     def forward_blocks(self, x: Tensor, *args: Any) -> Tensor:
         for block in self.blocks:
@@ -44,11 +42,22 @@ class Stage(nn.Module):
         return x
 
 
-def goes_in_pieces(x: Tensor) -> bool:
-    """Whether blocks take a few images of the batch at a time: in eager inference on a CPU.
+def in_pieces(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """function(x, *args), of a few images of the batch at a time in eager inference on a CPU.
 
-    Maps and hidden layers then stay in the cache, and no large new tensor has to be mapped at every call.
+    Maps and hidden layers then stay in the cache, and no large new tensor has to be mapped at every call. Tensors among
+    `args` are maps of the same images.
     """
+    if not goes_in_pieces(x):
+        return function(x, *args)
+    images = max(1, PIECE_BYTES // max(1, x.numel() * x.element_size() // max(1, len(x))))
+    split_args = (arg.split(images) if isinstance(arg, Tensor) else repeat(arg) for arg in args)
+    pieces = [function(*piece) for piece in zip(x.split(images), *split_args)]
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def goes_in_pieces(x: Tensor) -> bool:
+    """Whether the network runs eagerly, for inference and on a CPU."""
     if isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and not torch.is_grad_enabled()
@@ -64,10 +73,12 @@ class Backbone(nn.Module):
     Attributes:
         feature_info: a dict per stage: channels `num_chs`, stride to the image `reduction`, and `module`.
         num_features, head_hidden_size: channels of the last map and of the classifier's input.
+        classifiers: the linear layers with a row per class, which loading adapts to another number of classes.
     """
 
     output_fmt = "NCHW"
     min_size = 32  # pixels
+    classifiers = ("head.fc",)
 
     def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float, dense: str | None):
         super().__init__()
@@ -98,6 +109,14 @@ class Backbone(nn.Module):
     def to_nchw(self, x: Tensor) -> Tensor:
         """A map as the stages pass it on to a map as it leaves the model."""
         return x.permute(0, 3, 1, 2)
+
+    def dense_output(self, stage: int, x: Tensor) -> Tensor:
+        """A stage's map as the dense backbone returns it: through a norm of its own."""
+        return self.get_submodule(f"norm{stage}")(x)
+
+    def fit_entries(self, state: dict[str, Tensor]) -> set[str]:
+        """Make a checkpoint's entries fit this model, in place; returns the model's that are to stay as they are."""
+        return set()
 
     def stage_arguments(self, images: Tensor) -> tuple:
         """What the blocks need to know besides their map."""
@@ -166,10 +185,8 @@ class Backbone(nn.Module):
         maps = self.forward_stages(x, last if stop_early or intermediates_only else end)
         outputs = []
         for i in taken:
-            if self.dense:
-                y = self.get_submodule(f"norm{i}")(maps[i])
-            else:
-                y = self.norm(maps[i]) if norm and i == end else maps[i]
+            y = self.norm(maps[i]) if norm and i == end and not self.dense else maps[i]
+            y = self.dense_output(i, y) if self.dense else y
             outputs.append(self.to_nchw(y))
         if intermediates_only:
             return outputs
@@ -209,8 +226,9 @@ class Backbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay: the stem, then each block (coarse: each stage)."""

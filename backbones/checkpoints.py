@@ -5,7 +5,7 @@ import logging
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 STEM, HEAD = "stem.proj", "head.fc"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, wrapper: str | None = None) -> dict[str, Tensor]:
     """The state dict in a `.safetensors`, `.pt`, `.pth` or `.pth.tar` file, without wrappers and common prefixes.
+
+    Of several state dicts the averaged one is taken, or the one under `wrapper`.
 
     Nothing in the file is executed: pickles that hold anything but tensors and plain containers are refused.
 
     Raises:
         InputError: the file is missing, damaged, holds code, or holds no state dict.
     """
-    return _unwrap(read_file(path), Path(path))
+    return _unwrap(read_file(path), Path(path), (wrapper, *WRAPPERS))
 
 
 def read_file(path: str | Path) -> Any:
@@ -74,6 +76,7 @@ def load_checkpoint(
     path: str | Path,
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     class_rows: Callable[[int, int], list[int | None] | None] = lambda old, new: None,
+    wrapper: str | None = None,
 ) -> None:
     """Load this project's or the family's official file into a model; every entry must find its place.
 
@@ -84,12 +87,13 @@ def load_checkpoint(
     Args:
         convert: the family's renaming of official entries.
         class_rows: (old, new) numbers of classes to rows of the old classifier, or None.
+        wrapper: where the published weights of the family are, in files that hold several.
 
     Raises:
         InputError: the file cannot be read, or is of another architecture (says which entries differ).
     """
     own = model.state_dict()
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, wrapper)
     converted = convert(state)
     if len(converted.keys() & own.keys()) > len(state.keys() & own.keys()):
         state = converted
@@ -97,7 +101,7 @@ def load_checkpoint(
         table = f"{name}.table"
         if hasattr(module, "fit_table") and table in state:
             state[table] = module.fit_table(state[table])
-    kept = _fit_head(model, state, class_rows) | _fit_dense(model, state)
+    kept = _fit_head(model, state, class_rows) | _fit_dense(model, state) | model.fit_entries(state)
     _fit_stem(model, state, own)
 
     missing = [name for name in own if name not in state and name not in kept]
@@ -124,8 +128,8 @@ def load_checkpoint(
     model.load_state_dict(state, strict=False)  # strictness is the comparison above; `kept` entries stay as they are
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
+def _unwrap(content: Any, path: Path, wrappers: Sequence[str | None]) -> dict[str, Tensor]:
+    for wrapper in wrappers:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
@@ -141,11 +145,12 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _fit_head(model: Backbone, state: dict[str, Tensor], class_rows) -> set[str]:
     """Make the classifier in `state` fit the model's; returns the model's entries that are to stay as they are."""
-    names = {f"{HEAD}.weight", f"{HEAD}.bias"}
     if model.num_classes == 0:
-        for name in names:
-            state.pop(name, None)
+        own = model.state_dict()
+        for name in [name for name in state if name.startswith("head.") and name not in own]:
+            del state[name]
         return set()
+    names = {f"{layer}.{leaf}" for layer in model.classifiers for leaf in ("weight", "bias")}
     if not names <= state.keys() or state[f"{HEAD}.weight"].dim() != 2:
         return set()
     if len(state[f"{HEAD}.weight"]) == model.num_classes:
@@ -161,8 +166,7 @@ def _fit_head(model: Backbone, state: dict[str, Tensor], class_rows) -> set[str]
         return set()
     for name in names:
         del state[name]
-    nn.init.zeros_(model.get_classifier().weight)
-    nn.init.zeros_(model.get_classifier().bias)
+        nn.init.zeros_(model.get_parameter(name))
     log.info("Dropped the checkpoint's classifier of %d classes; the model's %d start at zero.", old, model.num_classes)
     return names
 
@@ -174,7 +178,7 @@ def _fit_dense(model: Backbone, state: dict[str, Tensor]) -> set[str]:
     norms = {name for name in model.state_dict() if name.startswith("norm")} - state.keys()
     if not norms:
         return set()
-    for name in [name for name in state if name.startswith("norm.")]:
+    for name in [name for name in state if name.startswith(("norm.", "head.norm."))]:
         del state[name]
     log.info("%d output norms are not in the checkpoint and keep their initial values.", len(norms) // 2)
     return norms

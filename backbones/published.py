@@ -20,7 +20,8 @@ def facts(family: str) -> dict[str, Any]:
 def checkpoints(family: str, name: str) -> dict[str, dict[str, Any]]:
     """Published checkpoints of a model by tag, the default first: url, input_size, num_classes, top1, licence, …
 
-    Where the release offers no direct download, `page` says where a person gets the file, and there is no url.
+    `arguments` are what the constructor needs for a file besides the variant's. Where the release offers no direct
+    download, `page` says where a person gets the file, and there is no url.
     """
     family_facts = facts(family)
     common = family_facts["preprocessing"] | dict(
@@ -41,5 +42,5 @@ def pretrained_cfgs(family: str, name: str, img_size: tuple[int, int]) -> dict[s
 
 
 def _timm_fields(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in checkpoint.items() if k not in ("top1", "licence", "page")}
+    kept = {k: v for k, v in checkpoint.items() if k not in ("top1", "licence", "page", "arguments")}
     return kept | dict(license=checkpoint["licence"])

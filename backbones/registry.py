@@ -210,8 +210,9 @@ def _build(
         raise UnknownArgumentError(
             f"{name} has no argument {keyword!r}.{suggest(keyword, list(known))} It takes: {', '.join(sorted(known))}."
         )
+    published = checkpoints(variant.family, name).get(cfg.tag, {}).get("arguments", {})
     given = {k: v for k, v in arguments.items() if v is not None}
-    arguments = variant.arguments | dict(img_size=cfg.input_size[1:]) | given
+    arguments = variant.arguments | dict(img_size=cfg.input_size[1:]) | published | given
     if arguments.get("dense") and not arguments.get("features_only"):
         raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
     if not 0 <= arguments.get("drop_path_rate", 0) < 1:
@@ -227,7 +228,8 @@ def _build(
         if checkpoint_path or pretrained:
             path = checkpoint_path or cfg.file or download(cfg.url, cache_dir)
             rows = getattr(variant.module, "class_rows", lambda old, new: None)
-            load_checkpoint(model, path, variant.module.convert_checkpoint, rows)
+            wrapper = getattr(variant.module, "WRAPPER", None)
+            load_checkpoint(model, path, variant.module.convert_checkpoint, rows, wrapper)
         return model
 
     model = build_model_with_cfg(

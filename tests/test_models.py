@@ -109,6 +109,24 @@ def test_backward_reaches_every_parameter_with_and_without_checkpointing(nano, s
         torch.testing.assert_close(p.grad, plain[n], msg=n)
 
 
+def test_gradient_of_a_single_image_in_training(nano):
+    """PyTorch's CPU code gets it wrong for some memory orders of what comes back to a batch norm."""
+    nano.double().train()
+    images, direction = torch.randn(2, 1, 3, 64, 48, dtype=torch.float64).unbind(0)
+    images.requires_grad_()
+    maps = nano.forward_intermediates(images, intermediates_only=True, norm=True)
+    weights = [torch.randn_like(y) for y in maps]
+    sum((y * w).sum() for y, w in zip(maps, weights)).backward()
+
+    def loss(step):
+        maps = nano.forward_intermediates(images + step * direction, intermediates_only=True, norm=True)
+        return sum((y * w).sum() for y, w in zip(maps, weights))
+
+    with torch.no_grad():
+        slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    torch.testing.assert_close((images.grad * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+
+
 def test_images_of_a_batch_do_not_meet(nano):
     images = torch.randn(2, 3, 48, 64)
     other = images.clone()

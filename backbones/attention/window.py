@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import InputError
 from ..kernels.window import window_attention
 from ..layers import RelativePositionBias
+from .heads import check_heads
 
 fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic tracing
 torch.jit.ignore(window_attention)
@@ -27,11 +27,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool = False, position_bias: bool = True):
         super().__init__()
-        if dim % num_heads:
-            raise InputError(
-                f"A width of {dim} channels cannot be split into {num_heads} heads of equal size; "
-                "choose num_heads that divides dim."
-            )
+        check_heads(dim, num_heads)
         self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
         self.qkv = nn.Linear(dim, 3 * dim)
         self.position_bias = RelativePositionBias(window_size, num_heads) if position_bias else None
@@ -44,7 +40,7 @@ class WindowAttention(nn.Module):
         # A zero token before the projection is the bias of the projection after it.
         _, pad_key, pad_value = self.qkv.bias.to(q.dtype).view(3, self.num_heads, -1).unbind(0)
         bias = self.position_bias(window) if self.position_bias is not None else None
-        x = window_attention(q, k, v, (window, window), (shift, shift), bias, None, pad_key, pad_value)
+        x = window_attention(q, k, v, (window, window), (shift, shift), bias, None, pad_key, pad_value, False)
         return self.proj(x.flatten(3))
 
     def set_window_size(self, window_size: int) -> None:

@@ -1,7 +1,37 @@
 """Pieces without attention that families share; generic ones come from `timm.layers`."""
 
-from .init import init_weights
+from .channelwise import ChannelScale, GlobalResponseNorm, ResponseNormMlp
+from .conv_stem import ConvNorm, ConvStem
+from .convolution import ConditionalPosition, DepthwiseConv, DepthwiseMlp
+from .deformable import DeformableMerging, bilinear_sample
+from .dilated_depthwise import DilatedDepthwiseConv, ResidualDepthwiseConv, depthwise_conv
+from .grid_position import GridPosition
+from .init import init_conv_weights, init_weights
 from .position import RelativePositionBias
-from .pyramid import PatchMerging, PatchStem, pad_to_multiple
+from .precision import no_autocast
+from .pyramid import ConvReduction, PatchMerging, PatchStem, pad_to_multiple
 
-__all__ = ["PatchMerging", "PatchStem", "RelativePositionBias", "init_weights", "pad_to_multiple"]
+__all__ = [
+    "ChannelScale",
+    "ConditionalPosition",
+    "ConvNorm",
+    "ConvReduction",
+    "ConvStem",
+    "DeformableMerging",
+    "DepthwiseConv",
+    "DepthwiseMlp",
+    "DilatedDepthwiseConv",
+    "GlobalResponseNorm",
+    "GridPosition",
+    "PatchMerging",
+    "PatchStem",
+    "RelativePositionBias",
+    "ResidualDepthwiseConv",
+    "ResponseNormMlp",
+    "bilinear_sample",
+    "depthwise_conv",
+    "init_conv_weights",
+    "init_weights",
+    "no_autocast",
+    "pad_to_multiple",
+]

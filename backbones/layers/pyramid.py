@@ -16,15 +16,17 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class PatchStem(nn.Module):
-    """Non-overlapping patches to tokens: (B, in_chans, H, W) to (B, ceil(H / p), ceil(W / p), dim), then LayerNorm.
+    """Patches to tokens: (B, in_chans, H, W) to (B, ceil(H / p), ceil(W / p), dim), then LayerNorm.
 
-    Images whose sides the patch size p does not divide are padded with zeros on the right and bottom.
+    Images whose sides the patch size p does not divide are padded with zeros on the right and bottom. With `overlap`,
+    a token sees 2p - 1 pixels a side around the patch's first ones, and zeros around the image.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int):
+    def __init__(self, in_chans: int, dim: int, patch_size: int, overlap: bool = False):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        margin = patch_size - 1 if overlap else 0
+        self.proj = nn.Conv2d(in_chans, dim, patch_size + margin, patch_size, margin)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,3 +52,20 @@ class PatchMerging(nn.Module):
         batch, height, width, dim = x.shape
         cells = x.reshape(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(cells.flatten(3)))
+
+
+class ConvReduction(nn.Module):
+    """Half the resolution, another width: (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), out_dim).
+
+    LayerNorm, then a convolution that makes one token of each 2 x 2 cell. Odd maps are padded with zeros on the right
+    and bottom after the norm, so the pad stays zero.
+    """
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Conv2d(dim, out_dim, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(self.norm(x), 2)
+        return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

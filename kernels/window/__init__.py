@@ -17,6 +17,7 @@ def window_attention(
     scale: float | None = None,
     pad_key: Tensor | None = None,
     pad_value: Tensor | None = None,
+    shared_query: bool = False,
 ) -> Tensor:
     """Softmax attention inside the windows of a map (Swin, arXiv:2103.14030, section 3.2).
 
@@ -31,19 +32,23 @@ def window_attention(
         bias: added to the scaled logits, (num_heads, N, N) for the N tokens of a window, query before key.
         scale: factor of the logits; head_dim ** -0.5 when None.
         pad_key, pad_value: key and value of the tokens that fill the map up, (num_heads, head_dim); zeros when None.
+        shared_query: q holds one window of queries per image, (B, *window_size, num_heads, head_dim), which stands in
+            every window of that image (GC ViT, arXiv:2206.09959, section 3.2).
 
     Returns:
-        (B, H, W, num_heads, head_dim), contiguous.
+        (B, H, W, num_heads, head_dim) for the H and W of k and v, contiguous.
 
     Raises:
         ValueError: shapes that do not belong together; says which and what was expected.
     """
-    if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
+    queries = (k.shape[0], *window_size, *k.shape[3:]) if shared_query else k.shape
+    if k.dim() != 5 or k.shape != v.shape or q.shape != queries:
+        expected = f"q of shape {queries} and k and v" if shared_query and k.dim() == 5 else "q, k and v"
         raise ValueError(
-            "window_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
+            f"window_attention expects {expected} of one shape (B, H, W, num_heads, head_dim), but got "
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}."
         )
-    num_heads, head_dim = q.shape[3], q.shape[4]
+    num_heads, head_dim = k.shape[3], k.shape[4]
     tokens = window_size[0] * window_size[1]
     if not (0 <= shift[0] < window_size[0] and 0 <= shift[1] < window_size[1]):
         raise ValueError(f"window_attention expects 0 <= shift < window_size {window_size}, but got shift {shift}.")
@@ -54,4 +59,4 @@ def window_attention(
     ):
         if value is not None and value.shape != expected:
             raise ValueError(f"window_attention expects {name} of shape {expected}, but got {tuple(value.shape)}.")
-    return window_attention_reference(q, k, v, window_size, shift, bias, scale, pad_key, pad_value)
+    return window_attention_reference(q, k, v, window_size, shift, bias, scale, pad_key, pad_value, shared_query)

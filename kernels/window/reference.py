@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# On CPU PyTorch's fused attention beats the plain products from about this many tokens of a window on, for inference:
+# it has no gradient for the bias.
+FUSED_TOKENS = 144
 MASKED = -100.0  # what the Swin release adds to the logits of pairs from different regions: large, not infinite
 
 
@@ -17,27 +20,32 @@ def window_attention_reference(
     scale: float | None = None,
     pad_key: Tensor | None = None,
     pad_value: Tensor | None = None,
+    shared_query: bool = False,
 ) -> Tensor:
     """Softmax attention inside the windows of a map; see `window_attention` for the arguments."""
-    height, width, head_dim = q.shape[1], q.shape[2], q.shape[4]
+    height, width, head_dim = k.shape[1], k.shape[2], k.shape[4]
     padded = [-(-height // window_size[0]) * window_size[0], -(-width // window_size[1]) * window_size[1]]
-    q = _to_windows(_pad(q, padded, None), window_size, shift)
     k = _to_windows(_pad(k, padded, pad_key), window_size, shift)
     v = _to_windows(_pad(v, padded, pad_value), window_size, shift)
-    batch, windows, num_heads, tokens = q.shape[:4]
+    # A shared query is one window, which the product repeats.
+    q = _to_windows(q, window_size, (0, 0)) if shared_query else _to_windows(_pad(q, padded, None), window_size, shift)
 
-    # Batched products of small matrices: on CPU they beat the fused attention at 16 to 144 tokens.
-    q = (q * (head_dim**-0.5 if scale is None else scale)).reshape(-1, tokens, head_dim)
-    scores = torch.bmm(q, k.reshape(-1, tokens, head_dim).transpose(1, 2))
-    scores = scores.view(batch, windows, num_heads, tokens, tokens)
-    if bias is not None:
-        scores = scores.add_(bias)
-    if shift[0] or shift[1]:
-        regions = shift_regions(padded, window_size, shift, q.device)
-        apart = regions[:, None, :, None] != regions[:, None, None, :]  # (windows, 1, queries, keys)
-        scores = scores.add_(torch.zeros_like(apart, dtype=scores.dtype).masked_fill_(apart, MASKED))
-    weights = scores.softmax(-1).view(-1, tokens, tokens)
-    out = torch.bmm(weights, v.reshape(-1, tokens, head_dim)).view(batch, windows, num_heads, tokens, head_dim)
+    factor = head_dim**-0.5 if scale is None else scale
+    if k.shape[3] > FUSED_TOKENS and shift == (0, 0) and not torch.is_grad_enabled():
+        q = q.expand(-1, k.shape[1], -1, -1, -1)
+        mask = None if bias is None else bias.to(q.dtype)[None]
+        out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale=factor)
+        out = out.view(v.shape)
+    else:
+        scores = (q * factor) @ k.transpose(-2, -1)
+        # In place: the product's result, unlike a view, takes it without a copy in the backward pass.
+        if bias is not None:
+            scores = scores.add_(bias)
+        if shift[0] or shift[1]:
+            regions = shift_regions(padded, window_size, shift, q.device)
+            apart = regions[:, None, :, None] != regions[:, None, None, :]  # (windows, 1, queries, keys)
+            scores = scores.add_(torch.zeros_like(apart, dtype=scores.dtype).masked_fill_(apart, MASKED))
+        out = scores.softmax(-1) @ v
     return _from_windows(out, padded, window_size, shift)[:, :height, :width].contiguous()
 
 

@@ -1,0 +1,103 @@
+"""Attention to, and aggregation over, the window around each position: NAT, DiNAT, OverLoCK."""
+
+import torch
+from torch import Tensor
+
+from .reference import neighborhood_aggregate_reference, neighborhood_attention_reference
+
+__all__ = ["neighborhood_aggregate", "neighborhood_attention"]
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int,
+    dilation: int = 1,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of every position to the kernel_size x kernel_size positions around it (NAT, arXiv:2204.07143).
+
+    The window is centred on its query and pushed inwards at a border, so it is always full: nothing is masked, nothing
+    is filled up. With a dilation (DiNAT, arXiv:2209.15001) rows and columns fall into `dilation` interleaved classes
+    each, position modulo dilation, and all of this happens among the positions of one class.
+
+    Args:
+        q, k, v: (B, H, W, num_heads, head_dim), any strides with the last dimension contiguous.
+        kernel_size: side of the window, odd, in positions of a class.
+        dilation: step of the window, in positions of the map; kernel_size * dilation fits into H and W.
+        bias: added to the scaled logits by relative position, (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1);
+            its middle is the query's own position, and it is key minus query, in steps of the dilation.
+        scale: factor of the logits; head_dim ** -0.5 when None.
+
+    Returns:
+        (B, H, W, num_heads, head_dim), contiguous.
+
+    Raises:
+        ValueError: shapes that do not belong together; says which and what was expected.
+    """
+    if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(
+            "neighborhood_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}."
+        )
+    _check_window("neighborhood_attention", v, kernel_size, dilation)
+    expected = (q.shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1)
+    if bias is not None and bias.shape != expected:
+        raise ValueError(f"neighborhood_attention expects bias of shape {expected}, but got {tuple(bias.shape)}.")
+    if q.is_meta:
+        q, k = q.reshape(-1, 1, q.shape[4]), k.reshape(-1, k.shape[4], 1).expand(-1, -1, kernel_size**2)
+        return _aggregate_on_meta(torch.bmm(q, k), v)
+    return neighborhood_attention_reference(q, k, v, kernel_size, dilation, bias, scale)
+
+
+def neighborhood_aggregate(weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
+    """Sum of the kernel_size x kernel_size values around every position, each position with weights of its own.
+
+    The window is that of `neighborhood_attention`, with its elements counted row by row. The weights are used as they
+    are: a softmax over them is the caller's.
+
+    Args:
+        weights: (B, H, W, num_heads, kernel_size ** 2), any strides.
+        v: (B, H, W, num_heads, head_dim), any strides.
+        kernel_size, dilation: side of the window and its step, as in `neighborhood_attention`.
+
+    Returns:
+        (B, H, W, num_heads, head_dim), contiguous.
+
+    Raises:
+        ValueError: shapes that do not belong together; says which and what was expected.
+    """
+    if v.dim() != 5 or weights.shape != (*v.shape[:4], kernel_size**2):
+        raise ValueError(
+            "neighborhood_aggregate expects v (B, H, W, num_heads, head_dim) and weights (B, H, W, num_heads, "
+            f"{kernel_size**2}), but got v {tuple(v.shape)} and weights {tuple(weights.shape)}."
+        )
+    _check_window("neighborhood_aggregate", v, kernel_size, dilation)
+    if v.is_meta:
+        return _aggregate_on_meta(weights, v)
+    return neighborhood_aggregate_reference(weights, v, kernel_size, dilation)
+
+
+def _check_window(operator: str, v: Tensor, kernel_size: int, dilation: int) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0 or dilation < 1:
+        raise ValueError(
+            f"{operator} expects an odd kernel_size and a dilation of at least 1, but got kernel_size {kernel_size} "
+            f"and dilation {dilation}."
+        )
+    if kernel_size * dilation > min(v.shape[1], v.shape[2]):
+        raise ValueError(
+            f"{operator} expects a map of at least kernel_size * dilation = {kernel_size * dilation} positions a side, "
+            f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation."
+        )
+
+
+def _aggregate_on_meta(weights: Tensor, v: Tensor) -> Tensor:
+    """The result's shape, at the cost of the definition: as many products as a window has elements.
+
+    Where only shapes and costs are asked for, what blocks compute besides and mask is not to be counted.
+    """
+    weights = weights.reshape(v.shape[:4].numel(), 1, -1)
+    values = v.reshape(-1, 1, v.shape[4]).expand(-1, weights.shape[2], -1)
+    return torch.bmm(weights, values).view(v.shape)

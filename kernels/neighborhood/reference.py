@@ -1,0 +1,165 @@
+"""The definition of neighbourhood attention and aggregation in plain PyTorch.
+
+Both cut the map into blocks: positions of one residue class (all congruent modulo the dilation) that lie together are a
+block of queries, and all positions in any of their windows its block of keys. Per block this is one dense product, in
+which what is outside a query's window is masked. A block of 8 x 8 queries and windows of 7 x 7 take 14 x 14 keys, so
+keys and values are copied about three times, not 49 times.
+"""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What a query of a block costs besides its products with keys, for the copies of these, in products. Measured on CPU.
+OVERHEAD = 4
+
+
+@dataclass
+class Axis:
+    """How the positions of an axis are cut into `blocks` blocks of `size` queries in each of `dilation` classes.
+
+    A last block may have fewer members than `size`; the rest of it is computed and dropped.
+
+    Attributes:
+        keys: (dilation, blocks, u) positions of the keys of each block.
+        start: (dilation, blocks, size) first key of each query's window, counted within its block's keys.
+        relative: (dilation or 1, blocks, size, u) key minus query in steps of the dilation, plus kernel_size - 1, and
+            2 * kernel_size - 1 outside the window. One class stands for all where they are alike.
+    """
+
+    dilation: int
+    blocks: int
+    size: int
+    keys: Tensor
+    start: Tensor
+    relative: Tensor
+
+
+def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device) -> Axis:
+    """Blocks of an axis of `length` positions, at least kernel_size * dilation."""
+    length = operator.index(length)  # a compiled graph is for one size, as the blocks are
+    longest = -(-length // dilation)  # members of the first class; the last ones may have one less
+    _, blocks = min([_cost(longest, size, kernel_size) for size in (longest, 4, 5, 6, 7, 8)])
+    size = -(-longest // blocks)
+    u = min(longest, size + kernel_size - 1)
+
+    residue = torch.arange(dilation, device=device)[:, None, None]
+    members = (length - residue + dilation - 1) // dilation
+    query = torch.arange(blocks * size, device=device).view(blocks, size).minimum(members - 1)  # ranks within the class
+    begin = (query - kernel_size // 2).clamp(min=0).minimum(members - kernel_size)
+    first = begin[:, :, :1].minimum((members - u).clamp(min=0))
+    key = first + torch.arange(u, device=device)
+
+    element = key[:, :, None, :] - begin[..., None]
+    relative = key[:, :, None, :] - query[..., None] + kernel_size - 1
+    relative = torch.where((element >= 0) & (element < kernel_size), relative, 2 * kernel_size - 1)
+    return Axis(
+        dilation,
+        blocks,
+        size,
+        keys=key.minimum(members - 1) * dilation + residue,
+        start=begin - first,
+        relative=relative if length % dilation else relative[:1],
+    )
+
+
+def _cost(length: int, size: int, kernel_size: int) -> tuple[int, int]:
+    """Cost of cutting a class into blocks of at most `size` queries, and the number of these blocks."""
+    blocks = -(-length // size)
+    size = -(-length // blocks)
+    return blocks * (size + OVERHEAD) * min(length, size + kernel_size - 1), blocks
+
+
+def cut_map(x: Tensor, kernel_size: int, dilation: int) -> tuple[Axis, Axis]:
+    """Rows and columns of a map (B, H, W, ...)."""
+    rows = cut_axis(x.shape[1], kernel_size, dilation, x.device)
+    if x.shape[1] == x.shape[2]:
+        return rows, rows
+    return rows, cut_axis(x.shape[2], kernel_size, dilation, x.device)
+
+
+def neighborhood_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int,
+    dilation: int = 1,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention to the window around every position; see `neighborhood_attention` for the arguments."""
+    height, width, head_dim = q.shape[1], q.shape[2], q.shape[4]
+    rows, columns = cut_map(q, kernel_size, dilation)
+    if bias is None:
+        bias = q.new_zeros(1, 2 * kernel_size - 1, 2 * kernel_size - 1)
+    bias = _block_bias(bias, rows.relative, columns.relative)
+    q = _query_blocks(q, rows, columns) * (head_dim**-0.5 if scale is None else scale)
+    k, v = _key_blocks(k, rows, columns), _key_blocks(v, rows, columns)
+
+    # (B, heads, row classes, row blocks, column classes, column blocks, queries, keys)
+    scores = _bmm(q, k.transpose(-1, -2)).add_(bias)
+    return _to_map(_bmm(scores.softmax(-1), v), rows, columns)[:, :height, :width].contiguous()
+
+
+def neighborhood_aggregate_reference(weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
+    """Weighted sum of the window around every position; see `neighborhood_aggregate` for the arguments."""
+    height, width = v.shape[1], v.shape[2]
+    rows, columns = cut_map(v, kernel_size, dilation)
+    weights, v = _query_blocks(weights, rows, columns), _key_blocks(v, rows, columns)
+
+    # Every weight goes to its key's column of a matrix that is zero elsewhere.
+    element = torch.arange(kernel_size, device=v.device)
+    row = (rows.start[..., None] + element)[:, :, None, None, :, None, :, None]
+    column = (columns.start[..., None] + element)[None, None, :, :, None, :, None, :]
+    index = row * columns.keys.shape[2] + column  # (…, row, column of the query, row, column of the window)
+    index = index.flatten(6, 7).flatten(4, 5).expand_as(weights)
+    spread = weights.new_zeros(*weights.shape[:-1], v.shape[-2]).scatter_(-1, index, weights)
+    return _to_map(_bmm(spread, v), rows, columns)[:, :height, :width].contiguous()
+
+
+def _block_bias(bias: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The table for all pairs of each block, (heads, row classes, row blocks, column classes, column blocks, t, u)."""
+    table = F.pad(bias, (0, 1, 0, 1), value=float("-inf"))
+    # One axis after the other: the gradient then adds whole rows, not single entries.
+    table = table.index_select(2, columns.flatten()).index_select(1, rows.flatten())
+    table = table.view(-1, *rows.shape, *columns.shape).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
+    return table.flatten(7, 8).flatten(5, 6)
+
+
+def _query_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """(B, H, W, heads, d) to (B, heads, row classes, row blocks, column classes, column blocks, queries, d)."""
+    batch, height, width, num_heads, dim = x.shape
+    bottom = rows.blocks * rows.size * rows.dilation - height
+    right = columns.blocks * columns.size * columns.dilation - width
+    if bottom or right:
+        x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    # A position is (block * size + rank in the block) * dilation + class.
+    x = x.reshape(
+        (batch, rows.blocks, rows.size, rows.dilation, columns.blocks, columns.size, columns.dilation, num_heads, dim)
+    )
+    return x.permute(0, 7, 3, 1, 6, 4, 2, 5, 8).flatten(6, 7)
+
+
+def _key_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """(B, H, W, heads, d) to (B, heads, row classes, row blocks, column classes, column blocks, keys, d)."""
+    if rows.blocks == columns.blocks == 1:  # every query's keys are its class, in the same order
+        return _query_blocks(x, rows, columns)
+    batch, height, width, num_heads, dim = x.shape
+    index = rows.keys[:, :, None, None, :, None] * width + columns.keys[None, None, :, :, None, :]
+    x = x.permute(0, 3, 1, 2, 4).reshape(batch, num_heads, height * width, dim)
+    return x.index_select(2, index.flatten()).view(batch, num_heads, *index.flatten(4, 5).shape, dim)
+
+
+def _to_map(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """The inverse of `_query_blocks`, with the rows and columns that fill up blocks."""
+    x = x.unflatten(6, (rows.size, columns.size)).permute(0, 3, 6, 2, 5, 7, 4, 1, 8)
+    return x.flatten(4, 6).flatten(1, 3)
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of the last two dimensions; the others are equal."""
+    # torch.matmul would look for a broadcast and copy transposed matrices.
+    return torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])).view(*a.shape[:-1], b.shape[-1])
