@@ -1,5 +1,5 @@
 """The families of the zoo; importing this package registers them all."""
 
-from . import swin
+from . import biformer, swin
 
-__all__ = ["swin"]
+__all__ = ["biformer", "swin"]
