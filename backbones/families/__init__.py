@@ -1,5 +1,5 @@
 """The families of the zoo; importing this package registers them all."""
 
-from . import biformer, davit, swin
+from . import biformer, davit, dinat, swin
 
-__all__ = ["biformer", "davit", "swin"]
+__all__ = ["biformer", "davit", "dinat", "swin"]
