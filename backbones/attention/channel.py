@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import no_autocast
+from ..layers import MapLinear, no_autocast
 from .heads import check_heads
 
 
@@ -22,8 +22,8 @@ class ChannelAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = MapLinear(dim, 3 * dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..kernels.window import window_attention
-from ..layers import RelativePositionBias
+from ..layers import MapLinear, RelativePositionBias
 from .heads import check_heads
 
 fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -27,9 +27,9 @@ class GlobalQueryAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads, self.window_size = num_heads, window_size
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.kv = MapLinear(dim, 2 * dim)
         self.position_bias = RelativePositionBias(window_size, num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
         """Map (B, H, W, C) and queries (B, window_size, window_size, C) to (B, H, W, C)."""

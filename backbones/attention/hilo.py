@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.window import window_attention
-from ..layers import pad_to_multiple
+from ..layers import MapLinear, pad_to_multiple
 from .heads import check_heads
 
 # Their arithmetic on sizes is not for symbolic tracing.
@@ -42,12 +42,12 @@ class HiLoAttention(nn.Module):
         low_dim = dim // num_heads * self.low_heads
         high_dim = dim - low_dim
         if self.high_heads:
-            self.high_qkv = nn.Linear(dim, 3 * high_dim)
-            self.high_proj = nn.Linear(high_dim, high_dim)
+            self.high_qkv = MapLinear(dim, 3 * high_dim)
+            self.high_proj = MapLinear(high_dim, high_dim)
         if self.low_heads:
-            self.low_q = nn.Linear(dim, low_dim)
-            self.low_kv = nn.Linear(dim, 2 * low_dim)
-            self.low_proj = nn.Linear(low_dim, low_dim)
+            self.low_q = MapLinear(dim, low_dim)
+            self.low_kv = MapLinear(dim, 2 * low_dim)
+            self.low_proj = MapLinear(low_dim, low_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]

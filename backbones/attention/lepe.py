@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv
+from ..layers import DepthwiseConv, MapLinear
 from .heads import check_heads
 
 
@@ -22,9 +22,9 @@ class LePEAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads, self.lepe_of_input = num_heads, lepe_of_input
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = MapLinear(dim, 3 * dim, bias=False)
         self.lepe = DepthwiseConv(dim, 5)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width, dim = x.shape[1], x.shape[2], x.shape[3]

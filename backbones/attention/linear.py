@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import DepthwiseConv, no_autocast
+from ..layers import DepthwiseConv, MapLinear, no_autocast
 from .heads import check_heads
 
 MIN_NORMALIZER = 100.0  # of the release; without it, positions that match few keys would be divided by almost nothing
@@ -23,9 +23,9 @@ class LinearAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = MapLinear(dim, 3 * dim)
         self.temperature = nn.Parameter(torch.full((num_heads, 1, 1), (dim // num_heads) ** -0.5))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.neighborhood import neighborhood_attention
+from ..layers import MapLinear
 from .heads import check_heads
 
 fx.wrap("neighborhood_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -34,11 +35,11 @@ class NeighborhoodAttention(nn.Module):
                 f"dilation of at least 1, but got kernel_size={kernel_size} and dilation={dilation}."
             )
         self.num_heads, self.kernel_size, self.dilation = num_heads, kernel_size, dilation
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = MapLinear(dim, 3 * dim)
         # Bias of a key by its place relative to the query, key minus query, in steps of the dilation.
         self.table = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         _, height, width, dim = x.shape

@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.outlook import outlook_attention
+from ..layers import MapLinear
 from .heads import check_heads
 
 fx.wrap("outlook_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -35,9 +36,9 @@ class OutlookAttention(nn.Module):
                 f"kernel_size, so that windows cover the map; but got kernel_size={kernel_size}, stride={stride}."
             )
         self.num_heads, self.kernel_size, self.stride = num_heads, kernel_size, stride
-        self.v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.logits = nn.Linear(dim, num_heads * kernel_size**4)
-        self.proj = nn.Linear(dim, dim)
+        self.v = MapLinear(dim, dim, bias=qkv_bias)
+        self.logits = MapLinear(dim, num_heads * kernel_size**4)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.routed import routed_attention
-from ..layers import DepthwiseConv, no_autocast
+from ..layers import DepthwiseConv, MapLinear, no_autocast
 from .heads import check_heads
 
 fx.wrap("routed_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -44,9 +44,9 @@ class BiLevelRoutingAttention(nn.Module):
             )
         self.num_heads, self.num_regions, self.top_k, self.ragged = num_heads, num_regions, top_k, ragged
         self.scale = dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = MapLinear(dim, 3 * dim)
         self.lepe = DepthwiseConv(dim, 5)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]

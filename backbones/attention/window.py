@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..kernels.window import window_attention
-from ..layers import RelativePositionBias
+from ..layers import MapLinear, RelativePositionBias
 from .heads import check_heads
 
 fx.wrap("window_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -29,9 +29,9 @@ class WindowAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = MapLinear(dim, 3 * dim)
         self.position_bias = RelativePositionBias(window_size, num_heads) if position_bias else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = MapLinear(dim, dim)
 
     def forward(self, x: Tensor, shrink: bool = False) -> Tensor:
         batch, height, width, dim = x.shape

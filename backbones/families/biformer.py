@@ -20,13 +20,13 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..attention import BiLevelRoutingAttention, LePEAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import ConditionalPosition, init_weights
+from ..layers import ConditionalPosition, Mlp, init_weights
 from ..registry import register_family
 
 STL = dict(dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 8), mlp_ratio=4.0, swin_layout=True)

@@ -14,13 +14,13 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from timm.layers import DropPath, LayerNorm2d, Mlp, NormMlpClassifierHead, calculate_drop_path_rates
+from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..attention import ChannelAttention, WindowAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import ConditionalPosition, ConvReduction, PatchStem, init_weights
+from ..layers import ConditionalPosition, ConvReduction, Mlp, PatchStem, init_weights
 from ..registry import register_family
 
 VARIANTS = {

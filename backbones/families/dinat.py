@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, to_2tuple
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
 from ..attention import NeighborhoodAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import PatchMerging, PatchStem, init_weights
+from ..layers import Mlp, PatchMerging, PatchStem, init_weights
 from ..registry import register_family
 
 # Dilations of the released dense backbones, per stage; a row repeats over the blocks of its stage.

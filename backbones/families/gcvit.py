@@ -16,13 +16,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, to_2tuple, to_4tuple
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple, to_4tuple
 from torch import Tensor, fx, nn
 
 from ..attention import GlobalQueryAttention, WindowAttention
 from ..backbone import Backbone, Stage, in_pieces
 from ..errors import InputError
-from ..layers import init_weights
+from ..layers import Mlp, init_weights
 from ..registry import register_family
 
 DEEP, TINY, LARGE = (3, 4, 19, 5), (2, 4, 8, 16), (6, 12, 24, 48)

@@ -15,13 +15,13 @@ import re
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, fx, nn
 
 from ..attention import LinearAttention, LocalConcentration, WindowAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import ConditionalPosition, ConvReduction, init_conv_weights, pad_to_multiple
+from ..layers import ConditionalPosition, ConvReduction, Mlp, init_conv_weights, pad_to_multiple
 from ..registry import register_family
 
 fx.wrap("pad_to_multiple")  # its arithmetic on sizes is not for symbolic tracing

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 import torch
 from timm.data import ImageNetInfo
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
+from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, fx, nn
 
 from ..attention import WindowAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import PatchMerging, PatchStem, init_weights
+from ..layers import Mlp, PatchMerging, PatchStem, init_weights
 from ..registry import register_family
 
 VARIANTS = {

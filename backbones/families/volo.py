@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
+from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
 from ..attention import ClassAttention, OutlookAttention, SelfAttention
 from ..backbone import Backbone, Stage, check_images
 from ..errors import InputError
-from ..layers import GridPosition, init_weights
+from ..layers import GridPosition, Mlp, init_weights
 from ..registry import register_family
 
 VARIANTS = {

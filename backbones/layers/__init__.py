@@ -7,6 +7,7 @@ from .deformable import DeformableMerging, bilinear_sample
 from .dilated_depthwise import DilatedDepthwiseConv, ResidualDepthwiseConv, depthwise_conv
 from .grid_position import GridPosition
 from .init import init_conv_weights, init_weights
+from .linear import MapLinear, Mlp
 from .position import RelativePositionBias
 from .precision import no_autocast
 from .pyramid import ConvReduction, PatchMerging, PatchStem, pad_to_multiple
@@ -23,6 +24,8 @@ __all__ = [
     "DilatedDepthwiseConv",
     "GlobalResponseNorm",
     "GridPosition",
+    "MapLinear",
+    "Mlp",
     "PatchMerging",
     "PatchStem",
     "RelativePositionBias",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .dilated_depthwise import ResidualDepthwiseConv
+from .linear import MapLinear
 
 
 class ChannelScale(nn.Module):
@@ -57,11 +58,11 @@ class ResponseNormMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = MapLinear(dim, hidden_dim)
         self.act = nn.GELU()
         self.dwconv = ResidualDepthwiseConv(hidden_dim)
         self.norm = GlobalResponseNorm(hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = MapLinear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc1(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)

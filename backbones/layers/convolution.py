@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .linear import MapLinear
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -50,12 +51,12 @@ class DepthwiseMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = MapLinear(dim, hidden_dim)
         self.conv = DepthwiseConv(hidden_dim, 3)
         nn.init.kaiming_normal_(self.conv.weight)  # std sqrt(2 / 9)
         nn.init.zeros_(self.conv.bias)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = MapLinear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.conv(self.fc1(x))))

@@ -26,9 +26,7 @@ class RelativePositionBias(nn.Module):
 
         The offsets of a smaller window are the middle of the table.
         """
-        index = relative_index(window_size, self.window_size, self.table.device)
-        tokens = window_size * window_size
-        return self.table[index].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+        return windows_of_table(self.table, self.window_size, window_size)
 
     def set_window_size(self, window_size: int) -> None:
         """Change M; the table is resized by `resize_table`."""
@@ -54,8 +52,13 @@ class RelativePositionBias(nn.Module):
 
 @fx.wrap
 @torch.jit.ignore
-def relative_index(window_size: int, table_window: int, device: torch.device) -> Tensor:
-    """Rows of the table of a window of side `table_window`, for all pairs of tokens of a window within, (N * N,)."""
-    position = torch.arange(window_size, device=device)
-    offset = position[:, None] - position[None, :] + table_window - 1  # query minus key
-    return (offset[:, None, :, None] * (2 * table_window - 1) + offset[None, :, None, :]).flatten()
+def windows_of_table(table: Tensor, table_window: int, window_size: int) -> Tensor:
+    """Biases (num_heads, N, N) of a window within that of the table, `table_window`.
+
+    Over the keys of one query the offsets fall by one from key to key: read backwards they are a window of the table,
+    for the next query the one beside it. That takes a quarter of the time of indexing, and keeps no indices.
+    """
+    side, margin = 2 * table_window - 1, table_window - window_size
+    grid = table.T.reshape(-1, side, side).flip(1, 2)[:, margin : side - margin, margin : side - margin]
+    bias = grid.unfold(1, window_size, 1).unfold(2, window_size, 1).flip(1, 2)  # (heads, y, x of query, y, x of key)
+    return bias.reshape(len(grid), window_size**2, window_size**2)

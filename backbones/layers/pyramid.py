@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .linear import MapLinear
+
 
 @fx.wrap
 @torch.jit.ignore
@@ -45,7 +47,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+        self.reduction = MapLinear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_multiple(x, 2)
