@@ -302,6 +302,7 @@ def test_sizes_of_odd_maps():
         (dict(dilations=0), "dilation=0"),
         (dict(dilations=[[1, 2], [1], [1, 2], [1]]), r"which are \(2, 2, 2, 1\), but got \[\[1, 2\], \[1\]"),
         (dict(dilations=[[1, 2], [1, 2]]), "a row per stage"),
+        (dict(dilations=1.5), "a row per stage .* but got 1.5"),
     ],
 )
 def test_wrong_sizes_are_named(wrong, said):
@@ -313,4 +314,15 @@ def test_dense_dilations_need_a_row_per_stage():
     with pytest.raises(InputError, match="a row per stage"):
         backbones.create_model(
             "dinat_nano", dense="detection", features_only=True, dense_dilations=dict(detection=[[1, 2], [1, 2]])
+        )
+
+
+def test_a_task_without_dilations_is_named():
+    with pytest.raises(InputError, match="no entry for dense='segmentation', only for detection"):
+        backbones.create_model(
+            "dinat_nano",
+            features_only=True,
+            dense="segmentation",
+            dense_dilations=dict(detection=[[1, 2]] * 4),
+            device="meta",
         )

@@ -384,3 +384,15 @@ def test_averaged_weights_come_first(tmp_path):
 def test_wrong_sizes_are_named(wrong, said):
     with pytest.raises(InputError, match=said):
         backbones.create_model("gcvit_nano", device="meta", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, (4, 4, 4, 0), (4, 4)])
+def test_a_refused_window_leaves_the_model_as_it_was(wrong):
+    model = backbones.create_model("gcvit_nano", num_classes=3).eval()
+    images = torch.randn(1, 3, 32, 32)
+    expected = model(images)
+    with pytest.raises(InputError, match="one window_size per level"):
+        model.set_input_size(img_size=64, window_size=wrong)
+    assert torch.equal(model(images), expected)
+    model.set_input_size(img_size=32)
+    assert torch.equal(model(images), expected)

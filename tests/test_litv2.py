@@ -238,6 +238,7 @@ def test_another_share_of_heads_is_explained(tmp_path):
     ("wrong", "said"),
     [
         (dict(depths=(1, 2, 2)), "a depth, a num_heads and a window_size per stage"),
+        (dict(window_size=2), "a window_size per stage, .* window_size=2"),
         (dict(window_size=(0, 0, 2)), r"window_size=\(0, 0, 2\)"),
         (dict(window_size=(0, 0, 2, -1)), "windows of at least 0"),
         (dict(depths=(1, 0, 2, 1)), r"depths=\(1, 0, 2, 1\)"),

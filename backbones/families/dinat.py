@@ -172,13 +172,17 @@ class DiNAT(Backbone):
             raise InputError(f"The two convolutions of the stem have a stride of 2 or 4, but patch_size={patch_size}.")
         strides = [patch_size * 2**i for i in range(len(depths))]
         if dilations is None and self.dense and dense_dilations:
+            if dense not in dense_dilations:
+                raise InputError(
+                    f"dense_dilations has no entry for dense={dense!r}, only for {', '.join(dense_dilations)}."
+                )
             dilations = [list(islice(cycle(row), depth)) for row, depth in zip(dense_dilations[dense], depths)]
         elif dilations is None:
             reach = [max(1, min(to_2tuple(img_size)) // (stride * kernel_size)) for stride in strides]
             dilations = [list(islice(cycle((1, most)), depth)) for most, depth in zip(reach, depths)]
         elif isinstance(dilations, int):
             dilations = [[dilations] * depth for depth in depths]
-        if [len(row) for row in dilations] != list(depths):
+        if not isinstance(dilations, Sequence) or [len(row) for row in dilations] != list(depths):
             raise InputError(
                 f"dilations are one number, or a row per stage with a number per block, which are {tuple(depths)}, but "
                 f"got {dilations}."

@@ -266,8 +266,15 @@ class GCViT(Backbone):
             img_size: nominal image size, in pixels; None keeps it.
             window_size: side of a window per level, in tokens; None keeps those that were given before, if any were.
         """
-        self.img_size, self.window_size = img_size or self.img_size, window_size or self.window_size
-        for i, (stage, window) in enumerate(zip(self.stages, self.level_windows())):
+        before = self.img_size, self.window_size
+        self.img_size = before[0] if img_size is None else img_size
+        self.window_size = before[1] if window_size is None else window_size
+        try:
+            windows = self.level_windows()
+        except InputError:
+            self.img_size, self.window_size = before
+            raise
+        for i, (stage, window) in enumerate(zip(self.stages, windows)):
             stage.query_generator.pool, stage.query_generator.window_size = self.pools_queries(i, window), window
             for block in stage.blocks:
                 block.attention.set_window_size(window)

@@ -102,7 +102,7 @@ class LITv2(Backbone):
         dense: str | None = None,
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dense)
-        if not len(depths) == len(num_heads) == len(window_size):
+        if isinstance(window_size, int) or not len(depths) == len(num_heads) == len(window_size):
             raise InputError(
                 "LITv2 needs a depth, a num_heads and a window_size per stage, but got "
                 f"depths={depths}, num_heads={num_heads}, window_size={window_size}."
