@@ -10,17 +10,13 @@ bias), and global attention (ViT). Prints medians in ms, multiply-adds per image
 """
 
 import argparse
-import platform
-import statistics
-import time
 
-import timm
+import measure
 import torch
 from timm.models.pvt_v2 import Attention as SpatialReductionAttention
 from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
 from timm.models.vision_transformer import Attention as GlobalAttention
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.attention import HiLoAttention
 
@@ -49,17 +45,6 @@ class OnWindows(nn.Module):
         return window_reverse(y.unflatten(1, self.window_size), self.window_size, *x.shape[1:3])
 
 
-def seconds(layer: nn.Module, x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    layer(x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
@@ -71,10 +56,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"{device.type} ({threads if device.type == 'cpu' else torch.cuda.get_device_name()})", end=", ")
-    print(f"torch {torch.__version__}, timm {timm.__version__}, fp32, eager; medians of {options.rounds} rounds")
+    print(f"{measure.headline()}; medians of {options.rounds} rounds")
     dim, heads = options.dim, options.heads
     layers = {
         "HiLo": HiLoAttention(dim, heads, window_size=2, alpha=options.alpha),
@@ -84,17 +66,10 @@ def main() -> None:
         "local windows": OnWindows(WindowAttention(dim, heads, window_size=7), window_size=7),
         "global": OnTokens(GlobalAttention(dim, heads, qkv_bias=True)),
     }
-    x = torch.randn(options.batch, options.size, options.size, dim, device=device)
-    gmacs = {}
-    for name, layer in layers.items():
-        layer.to(device).eval()
-        with FlopCounterMode(display=False) as counter:
-            layer(x[:1])
-        gmacs[name] = counter.get_total_flops() / 2e9
-        for _ in range(2):
-            layer(x)
-    rounds = [[seconds(layer, x) for layer in layers.values()] for _ in range(options.rounds)]
-    times = dict(zip(layers, map(statistics.median, zip(*rounds))))
+    x = torch.randn(options.batch, options.size, options.size, dim, device=measure.device())
+    runs = [measure.inference(layer.to(x.device), x) for layer in layers.values()]
+    times = dict(zip(layers, measure.medians(runs, options.rounds)))
+    gmacs = {name: measure.macs(layer, x) / 1e9 for name, layer in layers.items()}
     print(f"{'attention':<20}{'ms':>8}{'GMACs':>8}{'ratio':>8}{'of GMACs':>10}")
     for name, spent in times.items():
         ratio, of_gmacs = spent / times["HiLo"], gmacs[name] / gmacs["HiLo"]

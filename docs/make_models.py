@@ -26,6 +26,8 @@ def row(name: str, tag: str | None) -> list[str]:
     info = backbones.model_info(full)
     own = info["tags"].get(tag, {})
     weights = f"[{'page' if 'page' in own else 'file'}]({own.get('page') or own['url']})" if own else "–"
+    if own and own["num_classes"] != 1000:
+        weights += f", {own['num_classes']:,} classes" if own["num_classes"] else ", classes not stated"
     return [
         f"`{full}`",
         f"{info['parameters'] / 1e6:.2f}",
@@ -33,7 +35,7 @@ def row(name: str, tag: str | None) -> list[str]:
         "×".join(map(str, info["input_size"][1:])),
         ", ".join(map(str, info["strides"])),
         f"{own['top1']:.1f}" if own.get("top1") else "–",
-        weights + (f", {own['num_classes']:,} classes" if own and own["num_classes"] != 1000 else ""),
+        weights,
         own["licence"] if own else "–",
     ]
 
