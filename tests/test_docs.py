@@ -39,4 +39,4 @@ def test_rows_are_what_the_script_writes(family):
 def test_the_whole_page_is_what_the_script_writes():
     script = make_models()
     text = "\n\n".join([script.HEAD.strip(), *map(script.section, backbones.list_families())])
-    assert LINES == text.splitlines()
+    assert text.splitlines() == LINES
