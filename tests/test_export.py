@@ -8,6 +8,9 @@ from torch._dynamo.utils import counters
 import backbones
 
 NANO = backbones.list_models("*_nano")
+# Compiling takes long: by default the families whose arithmetic on sizes differs most.
+SOME = ("biformer_nano", "dinat_nano", "swin_nano")
+COMPILED = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in NANO]
 
 
 @pytest.fixture(params=NANO)
@@ -15,6 +18,7 @@ def nano(request):
     return backbones.create_model(request.param, num_classes=7).eval()
 
 
+@pytest.mark.parametrize("nano", COMPILED, indirect=True)
 def test_compiles_to_one_graph_per_image_size_for_any_batch(nano):
     torch._dynamo.reset()
     counters.clear()

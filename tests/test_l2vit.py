@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import backbones
-from backbones.families.l2vit import GlobalBlock, LocalBlock
+from backbones.families.l2vit import GlobalBlock
+from backbones.layers import PositionedBlock
 
 
 @pytest.mark.parametrize("dense", [None, "detection"])
@@ -29,8 +30,8 @@ def test_initial_weights_of_l2vit(dense):
 def test_blocks_alternate_anew_in_every_stage_and_drop_more_and_more():
     model = backbones.create_model("l2vit_t", depths=(1, 3, 2, 2), drop_path_rate=0.7, device="meta")
     kinds = [[type(block) for block in stage.blocks] for stage in model.stages]
-    pair = [LocalBlock, GlobalBlock]
-    assert kinds == [[LocalBlock], [*pair, LocalBlock], pair, pair]
+    pair = [PositionedBlock, GlobalBlock]
+    assert kinds == [[PositionedBlock], [*pair, PositionedBlock], pair, pair]
     rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.1 * i for i in range(8)])
 

@@ -20,8 +20,17 @@ def official_file(case, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
+def with_dtypes(cases: list[Path]) -> list:
+    """Every case in float64; in float32 one of each family, and the others where time does not matter."""
+    first = {path.parent: path for path in reversed(cases)}
+    parameters = [pytest.param(path, torch.float64, id=f"{path.stem}-float64") for path in cases]
+    for path in cases:
+        marks = () if path in first.values() else pytest.mark.slow
+        parameters.append(pytest.param(path, torch.float32, id=f"{path.stem}-float32", marks=marks))
+    return parameters
+
+
+@pytest.mark.parametrize(("path", "dtype"), with_dtypes(CASES))
 def test_parity(path, dtype, tmp_path):
     case = parity.load_case(path)
     # The stand-in weights are float64: a float64 model must take them without rounding.

@@ -14,13 +14,13 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
+from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..attention import ChannelAttention, WindowAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import ConditionalPosition, ConvReduction, Mlp, PatchStem, init_weights
+from ..layers import ConvReduction, PatchStem, PositionedBlock, init_weights
 from ..registry import register_family
 
 VARIANTS = {
@@ -33,26 +33,6 @@ VARIANTS = {
     "davit_h": dict(dim=256, depths=(1, 1, 9, 1), num_heads=(8, 16, 32, 64)),
     "davit_g": dict(dim=384, depths=(1, 1, 12, 3), num_heads=(12, 24, 48, 96)),
 }
-
-
-class DaViTBlock(nn.Module):
-    """Attention of either kind, then MLP, each after a convolution for position: (B, H, W, C) to the same shape."""
-
-    def __init__(self, dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float):
-        super().__init__()
-        self.position1 = ConditionalPosition(dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = attention
-        self.position2 = ConditionalPosition(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.position1(x)
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        x = self.position2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 @register_family(VARIANTS)
@@ -99,8 +79,9 @@ class DaViT(Backbone):
             blocks = []
             for spatial_rate, channel_rate in zip(rates[i][::2], rates[i][1::2]):
                 window = WindowAttention(dims[i], heads, window_size, position_bias=False)
-                blocks.append(DaViTBlock(dims[i], window, mlp_ratio, spatial_rate))
-                blocks.append(DaViTBlock(dims[i], ChannelAttention(dims[i], heads), mlp_ratio, channel_rate))
+                blocks.append(PositionedBlock(dims[i], window, mlp_ratio, spatial_rate))
+                channels = ChannelAttention(dims[i], heads)
+                blocks.append(PositionedBlock(dims[i], channels, mlp_ratio, channel_rate))
             downsample = ConvReduction(dims[i - 1], dims[i]) if i else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
         self.finish(dims, [patch_size * 2**i for i in range(len(depths))])

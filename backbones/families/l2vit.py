@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from ..attention import LinearAttention, LocalConcentration, WindowAttention
 from ..backbone import Backbone, Stage
 from ..errors import InputError
-from ..layers import ConditionalPosition, ConvReduction, Mlp, init_conv_weights, pad_to_multiple
+from ..layers import ConditionalPosition, ConvReduction, Mlp, PositionedBlock, init_conv_weights, pad_to_multiple
 from ..registry import register_family
 
 fx.wrap("pad_to_multiple")  # its arithmetic on sizes is not for symbolic tracing
@@ -61,26 +61,6 @@ class Stem(nn.Module):
         x = pad_to_multiple(images.permute(0, 2, 3, 1).contiguous(), self.patch_size).permute(0, 3, 1, 2)
         x = F.relu(self.norm1(self.proj(x)))
         return self.norm(self.norm2(self.conv(x)).permute(0, 2, 3, 1))
-
-
-class LocalBlock(nn.Module):
-    """Window attention, then MLP, each after a convolution for position: (B, H, W, C) to the same shape."""
-
-    def __init__(self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path: float):
-        super().__init__()
-        self.position1 = ConditionalPosition(dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, num_heads, window_size, position_bias=False)
-        self.position2 = ConditionalPosition(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.position1(x)
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        x = self.position2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class GlobalBlock(nn.Module):
@@ -149,12 +129,13 @@ class L2ViT(Backbone):
         self.stem = Stem(in_chans, dim, patch_size)
         self.stages = nn.ModuleList()
         for i, rates in enumerate(calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)):
-            blocks = [
-                GlobalBlock(dims[i], num_heads[i], mlp_ratio, rate)
-                if j % 2
-                else LocalBlock(dims[i], num_heads[i], window_size, mlp_ratio, rate)
-                for j, rate in enumerate(rates)
-            ]
+            blocks = []
+            for j, rate in enumerate(rates):
+                if j % 2:
+                    blocks.append(GlobalBlock(dims[i], num_heads[i], mlp_ratio, rate))
+                else:
+                    window = WindowAttention(dims[i], num_heads[i], window_size, position_bias=False)
+                    blocks.append(PositionedBlock(dims[i], window, mlp_ratio, rate))
             downsample = ConvReduction(dims[i - 1], dims[i]) if i else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
         self.finish(dims, [patch_size * 2**i for i in range(len(depths))])

@@ -9,6 +9,7 @@ from .grid_position import GridPosition
 from .init import init_conv_weights, init_weights
 from .linear import MapLinear, Mlp
 from .position import RelativePositionBias
+from .positioned import PositionedBlock
 from .precision import no_autocast
 from .pyramid import ConvReduction, PatchMerging, PatchStem, pad_to_multiple
 
@@ -28,6 +29,7 @@ __all__ = [
     "Mlp",
     "PatchMerging",
     "PatchStem",
+    "PositionedBlock",
     "RelativePositionBias",
     "ResidualDepthwiseConv",
     "ResponseNormMlp",
