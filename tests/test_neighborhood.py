@@ -157,3 +157,18 @@ def test_wrong_arguments_are_named(wrong, said):
 def test_wrong_weights_are_named():
     with pytest.raises(ValueError, match=r"weights \(B, H, W, num_heads, 9\), but got"):
         neighborhood_aggregate(torch.zeros(1, 8, 8, 2, 25), torch.zeros(1, 8, 8, 2, 8), 3)
+
+
+@pytest.mark.parametrize(("height", "width", "dilation"), [(19, 23, 1), (20, 17, 2)])
+def test_inference_in_parts_equals_all_at_once(height, width, dilation, monkeypatch):
+    q, k, v = torch.randn(3, 2, height, width, 2, 4, dtype=torch.float64).unbind(0)
+    weights = torch.rand(2, height, width, 2, 25, dtype=torch.float64)
+    expected = neighborhood_attention(q, k, v, 5, dilation), neighborhood_aggregate(weights, v, 5, dilation)
+    parts = []
+    monkeypatch.setattr("backbones.kernels.neighborhood.reference.PART", 1000)
+    cat = torch.cat
+    monkeypatch.setattr("torch.cat", lambda tensors, *args: parts.append(len(tensors)) or cat(tensors, *args))
+    with torch.no_grad():
+        found = neighborhood_attention(q, k, v, 5, dilation), neighborhood_aggregate(weights, v, 5, dilation)
+    assert min(parts) > 1
+    torch.testing.assert_close(found, expected)

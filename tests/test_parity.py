@@ -20,13 +20,18 @@ def official_file(case, path: Path) -> Path:
     return path
 
 
+LARGE = ("volo_d4_224", "swin_b_384")  # minutes on a CPU
+
+
 def with_dtypes(cases: list[Path]) -> list:
-    """Every case in float64; in float32 one of each family, and the others where time does not matter."""
+    """By default every case but the large ones in float64, and one of each family in float32."""
     first = {path.parent: path for path in reversed(cases)}
-    parameters = [pytest.param(path, torch.float64, id=f"{path.stem}-float64") for path in cases]
+    parameters = []
     for path in cases:
-        marks = () if path in first.values() else pytest.mark.slow
-        parameters.append(pytest.param(path, torch.float32, id=f"{path.stem}-float32", marks=marks))
+        for dtype in (torch.float64, torch.float32):
+            fast = path.stem not in LARGE and (dtype == torch.float64 or path in first.values())
+            name = f"{path.stem}-{str(dtype).removeprefix('torch.')}"
+            parameters.append(pytest.param(path, dtype, id=name, marks=() if fast else pytest.mark.slow))
     return parameters
 
 

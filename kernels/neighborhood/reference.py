@@ -7,7 +7,8 @@ keys and values are copied about three times, not 49 times.
 """
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 # What a query of a block costs besides its products with keys, for the copies of these, in products. Measured on CPU.
 OVERHEAD = 4
+PART = 4_000_000  # pairs of a query and a key that are computed together
 
 
 @dataclass
@@ -36,6 +38,12 @@ class Axis:
     keys: Tensor
     start: Tensor
     relative: Tensor
+
+    def part(self, part: tuple[slice, slice]) -> "Axis":
+        """Some of the classes or blocks."""
+        classes = part[0] if len(self.relative) > 1 else slice(None)
+        relative = self.relative[classes, part[1]]
+        return replace(self, keys=self.keys[part], start=self.start[part], relative=relative)
 
 
 def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device) -> Axis:
@@ -91,33 +99,57 @@ def neighborhood_attention_reference(
     scale: float | None = None,
 ) -> Tensor:
     """Softmax attention to the window around every position; see `neighborhood_attention` for the arguments."""
-    height, width, head_dim = q.shape[1], q.shape[2], q.shape[4]
     rows, columns = cut_map(q, kernel_size, dilation)
+    q = q * (q.shape[4] ** -0.5 if scale is None else scale)
     if bias is None:
         bias = q.new_zeros(1, 2 * kernel_size - 1, 2 * kernel_size - 1)
-    bias = _block_bias(bias, rows.relative, columns.relative)
-    q = _query_blocks(q, rows, columns) * (head_dim**-0.5 if scale is None else scale)
-    k, v = _key_blocks(k, rows, columns), _key_blocks(v, rows, columns)
 
-    # (B, heads, row classes, row blocks, column classes, column blocks, queries, keys)
-    scores = _bmm(q, k.transpose(-1, -2)).add_(bias)
-    return _to_map(_bmm(scores.softmax(-1), v), rows, columns)[:, :height, :width].contiguous()
+    def attend(q: Tensor, k: Tensor, v: Tensor, rows: Axis) -> Tensor:
+        scores = _bmm(q, k.transpose(-1, -2)).add_(_block_bias(bias, rows.relative, columns.relative))
+        return _bmm(scores.softmax(-1), v)
+
+    return _by_parts(attend, q, (k, v), rows, columns)
 
 
 def neighborhood_aggregate_reference(weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
     """Weighted sum of the window around every position; see `neighborhood_aggregate` for the arguments."""
-    height, width = v.shape[1], v.shape[2]
     rows, columns = cut_map(v, kernel_size, dilation)
-    weights, v = _query_blocks(weights, rows, columns), _key_blocks(v, rows, columns)
-
-    # Every weight goes to its key's column of a matrix that is zero elsewhere.
     element = torch.arange(kernel_size, device=v.device)
-    row = (rows.start[..., None] + element)[:, :, None, None, :, None, :, None]
-    column = (columns.start[..., None] + element)[None, None, :, :, None, :, None, :]
-    index = row * columns.keys.shape[2] + column  # (…, row, column of the query, row, column of the window)
-    index = index.flatten(6, 7).flatten(4, 5).expand_as(weights)
-    spread = weights.new_zeros(*weights.shape[:-1], v.shape[-2]).scatter_(-1, index, weights)
-    return _to_map(_bmm(spread, v), rows, columns)[:, :height, :width].contiguous()
+
+    def add_up(weights: Tensor, v: Tensor, rows: Axis) -> Tensor:
+        # Every weight goes to its key's column of a matrix that is zero elsewhere.
+        row = (rows.start[..., None] + element)[:, :, None, None, :, None, :, None]
+        column = (columns.start[..., None] + element)[None, None, :, :, None, :, None, :]
+        index = row * columns.keys.shape[2] + column  # (…, row, column of the query, row, column of the window)
+        index = index.flatten(6, 7).flatten(4, 5).expand_as(weights)
+        spread = weights.new_zeros(*weights.shape[:-1], v.shape[-2]).scatter_(-1, index, weights)
+        return _bmm(spread, v)
+
+    return _by_parts(add_up, weights, (v,), rows, columns)
+
+
+def _by_parts(
+    compute: Callable[..., Tensor], queries: Tensor, keys: Sequence[Tensor], rows: Axis, columns: Axis
+) -> Tensor:
+    """compute(blocks of queries, blocks of each of `keys`, rows) as a map; in eager inference on a CPU in parts.
+
+    The parts are some of the classes or blocks of rows: no tensor of pairs is then so large that its memory has to be
+    mapped anew at every call. Blocks are (B, heads, row classes, row blocks, column classes, column blocks, tokens, d),
+    and `queries` and `keys` (B, H, W, heads, d).
+    """
+    height, width = queries.shape[1:3]
+    queries = _query_blocks(queries, rows, columns)
+    takes = [_key_blocks(x, rows, columns) for x in keys]
+    axis = 0 if rows.dilation > 1 else 1
+    step = length = rows.keys.shape[axis]
+    if not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        pairs = queries.shape[:-1].numel() * rows.keys.shape[2] * columns.keys.shape[2]
+        step = max(1, length * PART // max(1, pairs))
+    parts = []
+    for i in range(0, length, step):
+        part = (slice(i, i + step), slice(None)) if axis == 0 else (slice(None), slice(i, i + step))
+        parts.append(compute(queries[:, :, *part], *(take(part) for take in takes), rows.part(part)))
+    return _to_map(torch.cat(parts, 2 + axis), rows, columns)[:, :height, :width].contiguous()
 
 
 def _block_bias(bias: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -143,14 +175,19 @@ def _query_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
     return x.permute(0, 7, 3, 1, 6, 4, 2, 5, 8).flatten(6, 7)
 
 
-def _key_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
-    """(B, H, W, heads, d) to (B, heads, row classes, row blocks, column classes, column blocks, keys, d)."""
+def _key_blocks(x: Tensor, rows: Axis, columns: Axis) -> Callable[[tuple[slice, slice]], Tensor]:
+    """What makes the blocks of keys of a part, slices of row classes and row blocks, of a map (B, H, W, heads, d)."""
     if rows.blocks == columns.blocks == 1:  # every query's keys are its class, in the same order
-        return _query_blocks(x, rows, columns)
+        blocks = _query_blocks(x, rows, columns)
+        return lambda part: blocks[:, :, *part]
     batch, height, width, num_heads, dim = x.shape
-    index = rows.keys[:, :, None, None, :, None] * width + columns.keys[None, None, :, :, None, :]
     x = x.permute(0, 3, 1, 2, 4).reshape(batch, num_heads, height * width, dim)
-    return x.index_select(2, index.flatten()).view(batch, num_heads, *index.flatten(4, 5).shape, dim)
+
+    def take(part: tuple[slice, slice]) -> Tensor:
+        index = rows.keys[part][:, :, None, None, :, None] * width + columns.keys[None, None, :, :, None, :]
+        return x.index_select(2, index.flatten()).view(batch, num_heads, *index.flatten(4, 5).shape, dim)
+
+    return take
 
 
 def _to_map(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
