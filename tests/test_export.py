@@ -30,6 +30,7 @@ def test_compiles_to_one_graph_per_image_size_for_any_batch(nano):
         assert counters["stats"]["unique_graphs"] == expected and not counters["graph_break"]
 
 
+@pytest.mark.parametrize("nano", COMPILED, indirect=True)
 def test_training_step_compiles_to_one_graph(nano):
     torch._dynamo.reset()
     nano.train()
