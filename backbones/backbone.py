@@ -1,7 +1,7 @@
 """The base class that gives every family timm's model contract."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -12,6 +12,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, fx, nn
 
 from .errors import InputError
+from .layers import is_traced
 
 DENSE = ("detection", "segmentation")
 PIECE_BYTES = 2_500_000  # of maps that go through the blocks together; measured on swin_t with benchmarks/models.py
@@ -58,9 +59,7 @@ def in_pieces(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
 
 def goes_in_pieces(x: Tensor) -> bool:
     """Whether the network runs eagerly, for inference and on a CPU."""
-    if isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+    return not is_traced(x) and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 class Backbone(nn.Module):
@@ -101,6 +100,15 @@ class Backbone(nn.Module):
         else:
             self.norm = nn.LayerNorm(dims[-1])
             self.head = self.make_head()
+
+    def check_stages(self, depths: Sequence[int], num_heads: Sequence[int], **sizes: int) -> None:
+        """Raise InputError for lists that do not belong together, and for sizes under 1; says all that was given."""
+        if len(depths) != len(num_heads) or min(*depths, *num_heads, *sizes.values()) < 1:
+            given = ", ".join(f"{name}={value}" for name, value in sizes.items())
+            raise InputError(
+                f"{type(self).__name__} needs a depth and a num_heads per stage, and sizes of at least 1, but got "
+                f"depths={depths}, num_heads={num_heads}, {given}."
+            )
 
     def make_head(self) -> nn.Module:
         """Pooling and classifier: what takes `forward_features`' map to logits; its last linear layer is `fc`."""

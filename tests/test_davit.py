@@ -72,21 +72,6 @@ def test_the_head_norms_what_it_has_pooled_and_keeps_its_norm():
     torch.testing.assert_close(model(images), per_token.movedim(-1, 1))
 
 
-@pytest.mark.parametrize("dense", ["detection", "segmentation"])
-def test_dense_backbones_norm_each_map_on_its_own(dense, tmp_path):
-    classifier = backbones.create_model("davit_nano").eval()
-    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
-    model = backbones.create_model(
-        "davit_nano", features_only=True, dense=dense, out_indices=(1, 3), checkpoint_path=tmp_path / "classifier.pt"
-    ).eval()
-    norms = {n.split(".")[1] for n, _ in model.named_parameters() if n.startswith("model.norm")}
-    assert norms == {"norm1", "norm3"}
-    images = torch.randn(1, 3, 45, 70)
-    maps = classifier.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
-    for y, e in zip(model(images), maps, strict=True):
-        torch.testing.assert_close(y, F.layer_norm(e.movedim(1, -1), e.shape[1:2]).movedim(-1, 1))
-
-
 def test_weights_do_not_depend_on_the_window():
     small, large = (backbones.create_model(n, device="meta").state_dict() for n in ("davit_l", "davit_l_384"))
     assert {n: v.shape for n, v in small.items()} == {n: v.shape for n, v in large.items()}

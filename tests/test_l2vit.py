@@ -65,21 +65,6 @@ def test_the_stem_norms_after_its_convolutions_and_downsampling_before():
     torch.testing.assert_close(downsample(x), expected)
 
 
-@pytest.mark.parametrize("dense", ["detection", "segmentation"])
-def test_dense_backbones_norm_each_map_and_have_windows_of_seven(dense, tmp_path):
-    classifier = backbones.create_model("l2vit_nano", window_size=7).eval()
-    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
-    model = backbones.create_model(
-        "l2vit_nano", features_only=True, dense=dense, out_indices=(1, 3), checkpoint_path=tmp_path / "classifier.pt"
-    ).eval()
-    norms = {n.split(".")[1] for n, _ in model.named_parameters() if n.startswith("model.norm")}
-    assert norms == {"norm1", "norm3"}
-    images = torch.randn(1, 3, 45, 70)
-    maps = classifier.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
-    for y, e in zip(model(images), maps, strict=True):
-        torch.testing.assert_close(y, F.layer_norm(e.movedim(1, -1), e.shape[1:2]).movedim(-1, 1))
-
-
 def test_window_of_the_model_for_384_pixels():
     model = backbones.create_model("l2vit_b_384", device="meta")
     assert model.stages[0].blocks[0].attention.window_size == 12

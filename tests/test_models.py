@@ -95,6 +95,24 @@ def test_features_only_is_pruned_and_equal(nano):
     assert len(features.model.stages) == 3 and not list(features.model.head.parameters())
 
 
+@pytest.mark.parametrize("dense", ["detection", "segmentation"])
+@pytest.mark.parametrize(("name", "as_dense"), [("davit_nano", {}), ("l2vit_nano", dict(window_size=7))])
+def test_dense_backbones_are_the_classifier_with_a_norm_for_each_map(name, as_dense, dense, tmp_path):
+    """Of these families; `as_dense` is what their dense backbones change about it."""
+    classifier = backbones.create_model(name, **as_dense).eval()
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
+    model = backbones.create_model(
+        name, features_only=True, dense=dense, out_indices=(1, 3), checkpoint_path=tmp_path / "classifier.pt"
+    ).eval()
+    norms = {n.split(".")[1] for n, _ in model.named_parameters() if n.startswith("model.norm")}
+    assert norms == {"norm1", "norm3"}
+    images = torch.randn(1, 3, 45, 70)
+    maps = classifier.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
+    for y, e in zip(model(images), maps, strict=True):
+        normed = torch.nn.functional.layer_norm(e.movedim(1, -1), e.shape[1:2]).movedim(-1, 1)
+        torch.testing.assert_close(y, normed)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (45, 70)])
 def test_backward_reaches_every_parameter_with_and_without_checkpointing(nano, size):
     nano.train()

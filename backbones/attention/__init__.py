@@ -1,6 +1,6 @@
 """Attention mechanisms, one a file; each is a block from a (B, H, W, C) map to a map of the same shape.
 
-`ClassAttention` alone takes a map to a single token. `LocalConcentration` is the convolutional part of linear attention
+`ClassAttention` alone takes a map to a single token; `LocalConcentration` goes with `LinearAttention`.
 """
 
 from .channel import ChannelAttention

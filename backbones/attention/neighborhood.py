@@ -1,12 +1,11 @@
 """Multi-head attention to the neighbourhood of each position."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.neighborhood import neighborhood_attention
-from ..layers import MapLinear
+from ..layers import MapLinear, resize_bicubic
 from .heads import check_heads
 
 fx.wrap("neighborhood_attention")  # its arithmetic on sizes is not for symbolic tracing
@@ -56,9 +55,7 @@ class NeighborhoodAttention(nn.Module):
         """
         if table.dim() != 3 or table.shape[1:] == self.table.shape[1:]:
             return table
-        grid = table.to(torch.promote_types(table.dtype, torch.float32))[None]
-        grid = F.interpolate(grid, size=self.table.shape[1:], mode="bicubic", align_corners=False)
-        return grid[0].to(table.dtype)
+        return resize_bicubic(table[None], self.table.shape[1:])[0]
 
 
 @fx.wrap

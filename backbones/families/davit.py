@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..attention import ChannelAttention, WindowAttention
 from ..backbone import Backbone, Stage
-from ..errors import InputError
 from ..layers import ConvReduction, PatchStem, PositionedBlock, init_weights
 from ..registry import register_family
 
@@ -66,11 +65,7 @@ class DaViT(Backbone):
         dense: str | None = None,
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dense)
-        if len(depths) != len(num_heads) or min(*depths, *num_heads, dim, window_size, patch_size) < 1:
-            raise InputError(
-                f"DaViT needs a depth and a num_heads per stage, and sizes of at least 1, but got depths={depths}, "
-                f"num_heads={num_heads}, dim={dim}, window_size={window_size}, patch_size={patch_size}."
-            )
+        self.check_stages(depths, num_heads, dim=dim, window_size=window_size, patch_size=patch_size)
         dims = [dim * 2**i for i in range(len(depths))]
         self.stem = PatchStem(in_chans, dim, patch_size, overlap=True)
         self.stages = nn.ModuleList()

@@ -163,11 +163,7 @@ class DiNAT(Backbone):
         dense: str | None = None,
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dense)
-        if len(depths) != len(num_heads) or min(*depths, *num_heads, dim, patch_size) < 1:
-            raise InputError(
-                f"DiNAT needs a depth and a num_heads per stage, and sizes of at least 1, but got depths={depths}, "
-                f"num_heads={num_heads}, dim={dim}, patch_size={patch_size}."
-            )
+        self.check_stages(depths, num_heads, dim=dim, patch_size=patch_size)
         if overlap and patch_size not in (2, 4):
             raise InputError(f"The two convolutions of the stem have a stride of 2 or 4, but patch_size={patch_size}.")
         strides = [patch_size * 2**i for i in range(len(depths))]

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..attention import GlobalQueryAttention, WindowAttention
 from ..backbone import Backbone, Stage, in_pieces
 from ..errors import InputError
-from ..layers import Mlp, init_weights
+from ..layers import Mlp, init_weights, resize_bicubic
 from ..registry import register_family
 
 DEEP, TINY, LARGE = (3, 4, 19, 5), (2, 4, 8, 16), (6, 12, 24, 48)
@@ -129,9 +129,8 @@ def resize(x: Tensor, side: int) -> Tensor:
 
 def resizing_matrix(length: int, side: int, like: Tensor) -> Tensor:
     """Bicubic interpolation along an axis as a matrix (side, length): that of the unit vectors."""
-    precise = torch.promote_types(like.dtype, torch.float32)
-    units = torch.eye(length, dtype=precise, device=like.device)[None, None]
-    return F.interpolate(units, (side, length), mode="bicubic")[0, 0].to(like.dtype)
+    units = torch.eye(length, dtype=like.dtype, device=like.device)[None, None]
+    return resize_bicubic(units, (side, length))[0, 0]
 
 
 class GCViTBlock(nn.Module):

@@ -114,11 +114,7 @@ class L2ViT(Backbone):
         dense: str | None = None,
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dense)
-        if len(depths) != len(num_heads) or min(*depths, *num_heads, dim, window_size) < 1:
-            raise InputError(
-                f"L2ViT needs a depth and a num_heads per stage, and sizes of at least 1, but got depths={depths}, "
-                f"num_heads={num_heads}, dim={dim}, window_size={window_size}."
-            )
+        self.check_stages(depths, num_heads, dim=dim, window_size=window_size)
         if dim % 2 or patch_size not in (2, 4):
             raise InputError(
                 f"L2ViT's stem of two convolutions needs an even dim and a patch_size of 2 or 4, but got dim={dim} and "

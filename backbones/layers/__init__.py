@@ -7,8 +7,8 @@ from .deformable import DeformableMerging, bilinear_sample
 from .dilated_depthwise import DilatedDepthwiseConv, ResidualDepthwiseConv, depthwise_conv
 from .grid_position import GridPosition
 from .init import init_conv_weights, init_weights
-from .linear import MapLinear, Mlp
-from .position import RelativePositionBias
+from .linear import MapLinear, Mlp, is_traced
+from .position import RelativePositionBias, resize_bicubic
 from .positioned import PositionedBlock
 from .precision import no_autocast
 from .pyramid import ConvReduction, PatchMerging, PatchStem, pad_to_multiple
@@ -37,6 +37,8 @@ __all__ = [
     "depthwise_conv",
     "init_conv_weights",
     "init_weights",
+    "is_traced",
     "no_autocast",
     "pad_to_multiple",
+    "resize_bicubic",
 ]

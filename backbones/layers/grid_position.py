@@ -1,8 +1,9 @@
 """A learned vector per position of a grid."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from .position import resize_bicubic
 
 
 class GridPosition(nn.Module):
@@ -47,6 +48,4 @@ def resize_grid(table: Tensor, height: int, width: int) -> Tensor:
     """(1, h, w, C) interpolated to (1, height, width, C): bicubic, corners not aligned, no antialiasing."""
     if table.shape[1] == height and table.shape[2] == width:
         return table
-    grid = table.permute(0, 3, 1, 2).to(torch.promote_types(table.dtype, torch.float32))
-    grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).to(table.dtype)
+    return resize_bicubic(table.permute(0, 3, 1, 2), (height, width)).permute(0, 2, 3, 1)

@@ -9,9 +9,7 @@ def init_weights(module: nn.Module) -> None:
     The official releases truncate at the absolute values -2 and 2, a hundred standard deviations away.
     """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        init_conv_weights(module)
 
 
 def init_conv_weights(module: nn.Module) -> None:

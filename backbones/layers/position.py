@@ -1,5 +1,7 @@
 """Learned position tables."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -45,9 +47,14 @@ class RelativePositionBias(nn.Module):
         old, new = round(len(table) ** 0.5), 2 * window_size - 1
         if old == new or old * old != len(table):  # the latter is no such table, and loading will say so
             return table
-        grid = table.to(torch.promote_types(table.dtype, torch.float32)).T.reshape(1, -1, old, old)
-        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-        return grid.reshape(-1, new * new).T.contiguous().to(table.dtype)
+        grid = resize_bicubic(table.T.reshape(1, -1, old, old), (new, new))
+        return grid.reshape(-1, new * new).T.contiguous()
+
+
+def resize_bicubic(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """(1, C, h, w) interpolated to (1, C, *size), in at least float32; corners not aligned, no antialiasing."""
+    precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    return F.interpolate(precise, size=size, mode="bicubic", align_corners=False).to(grid.dtype)
 
 
 @fx.wrap
