@@ -1,0 +1,35 @@
+"""How the Triton kernels are launched, per class of GPU: what `python -m backbones tune` measures and prints.
+
+Of each kernel: the warps of a program, the stages of its software pipeline, the tile that it works on, in tokens, and
+`programs`, the number that a launch aims at where one program may do the work of several.
+"""
+
+import functools
+
+import torch
+
+DEFAULT = {
+    "window_forward": dict(num_warps=4, num_stages=2, programs=4096),
+    "window_backward": dict(num_warps=4, num_stages=1, programs=1024),
+    "window_backward_q": dict(num_warps=4, num_stages=2, programs=1024),
+    "window_backward_kv": dict(num_warps=4, num_stages=2),
+    "window_backward_bias": dict(num_warps=4, num_stages=2, programs=1024),
+}
+# What differs from the default, by compute capability ("sm_90") or architecture ("gfx942").
+TUNED: dict[str, dict[str, dict[str, int]]] = {}
+
+
+def settings(kernel: str, device: torch.device) -> dict[str, int]:
+    """Launch settings of a kernel on a device."""
+    return DEFAULT[kernel] | TUNED.get(gpu_class(device), {}).get(kernel, {})
+
+
+@functools.cache
+def gpu_class(device: torch.device) -> str:
+    """ "sm_90" for an NVIDIA GPU, "gfx942" for one of AMD, "cpu" elsewhere."""
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
