@@ -9,11 +9,11 @@ import functools
 import torch
 
 DEFAULT = {
-    "window_forward": dict(num_warps=4, num_stages=2, programs=4096),
-    "window_backward": dict(num_warps=4, num_stages=1, programs=1024),
-    "window_backward_q": dict(num_warps=4, num_stages=2, programs=1024),
-    "window_backward_kv": dict(num_warps=4, num_stages=2),
-    "window_backward_bias": dict(num_warps=4, num_stages=2, programs=1024),
+    "window_forward": dict(num_warps=8, num_stages=1, programs=4096),
+    "window_backward": dict(num_warps=8, num_stages=1, programs=1024),
+    "window_backward_q": dict(num_warps=8, num_stages=1, programs=1024),
+    "window_backward_kv": dict(num_warps=8, num_stages=1),
+    "window_backward_bias": dict(num_warps=8, num_stages=1, programs=1024),
 }
 # What differs from the default, by compute capability ("sm_90") or architecture ("gfx942").
 TUNED: dict[str, dict[str, dict[str, int]]] = {}

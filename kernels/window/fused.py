@@ -32,7 +32,9 @@ def _locate(slot, unit, shape, WINDOW: tl.constexpr, SHIFT: tl.constexpr, PACK: 
     batch, height, width, rows, columns, _ = shape  # rows and columns of windows
     window = unit * PACK + slot // (WINDOW[0] * WINDOW[1])
     token = slot % (WINDOW[0] * WINDOW[1])
-    there = (slot < PACK * WINDOW[0] * WINDOW[1]) & (window < batch * rows * columns)
+    there = slot < PACK * WINDOW[0] * WINDOW[1]
+    if PACK > 1:  # the last unit may have fewer windows
+        there &= window < batch * rows * columns
     place = window % (rows * columns)
     row = place // columns * WINDOW[0] + token // WINDOW[1]
     column = place % columns * WINDOW[1] + token % WINDOW[1]
@@ -76,16 +78,20 @@ def _load_bias(bias, head, token_q, token_k, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _logits(q, k, at_q, at_k, bias, scale, SHIFTED: tl.constexpr, PRECISION: tl.constexpr):
+def _logits(
+    q, k, at_q, at_k, bias, scale, SHIFT: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr
+):
     """Scaled, biased and masked products of a tile of queries with one of keys; `bias` is a tile or None."""
     _, _, _, _, _, window_q, _, region_q = at_q
     _, _, _, _, there_k, window_k, _, region_k = at_k
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if bias is not None:
         logits += bias
-    if SHIFTED:
+    if SHIFT[0] + SHIFT[1] > 0:
         logits += tl.where(region_q[:, None] != region_k[None, :], MASKED, 0.0)
-    together = (window_q[:, None] == window_k[None, :]) & there_k[None, :]
+    together = there_k[None, :]
+    if PACK > 1:
+        together &= window_q[:, None] == window_k[None, :]
     return tl.where(together, logits, float("-inf"))
 
 
@@ -127,7 +133,7 @@ def _forward_kernel(
             block_bias = tile_bias
             if bias is not None and BLOCKS > 1:
                 block_bias = _load_bias(bias, head, at_q[6], at_k[6], TOKENS)
-            logits = _logits(tile_q, tile_k, at_q, at_k, block_bias, scale, SHIFT[0] + SHIFT[1] > 0, PRECISION)
+            logits = _logits(tile_q, tile_k, at_q, at_k, block_bias, scale, SHIFT, PACK, PRECISION)
             above = tl.maximum(top, tl.max(logits, 1))
             above = tl.where(above == float("-inf"), 0.0, above)  # in rows that are no token's
             weights = tl.exp(logits - above[:, None])
@@ -209,7 +215,7 @@ def _backward_kernel(
         tile_k = _load_keys(k, strides_k, pad_key, at, head, D, PAD_D)
         tile_v = _load_keys(v, strides_v, pad_value, at, head, D, PAD_D)
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
-        logits = _logits(tile_q, tile_k, at, at, tile_bias, scale, SHIFT[0] + SHIFT[1] > 0, PRECISION)
+        logits = _logits(tile_q, tile_k, at, at, tile_bias, scale, SHIFT, PACK, PRECISION)
         top = tl.max(logits, 1)
         weights = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
         weights = weights / tl.where(there, tl.sum(weights, 1), 1.0)[:, None]
@@ -239,9 +245,9 @@ def _backward_kernel(
 
 
 @triton.jit
-def _weights(q, k, v, grad, at_q, at_k, bias, lse, delta, scale, SHIFTED: tl.constexpr, PRECISION: tl.constexpr):
+def _weights(q, k, v, grad, at_q, at_k, bias, lse, delta, scale, SHIFT: tl.constexpr, PRECISION: tl.constexpr):
     """Softmax weights of a tile, and the gradient of the logits, from what the forward pass kept of each row."""
-    weights = tl.exp(_logits(q, k, at_q, at_k, bias, scale, SHIFTED, PRECISION) - lse[:, None])
+    weights = tl.exp(_logits(q, k, at_q, at_k, bias, scale, SHIFT, 1, PRECISION) - lse[:, None])
     return weights, weights * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
 
 
@@ -280,7 +286,7 @@ def _backward_q_kernel(
                 tile_bias = _load_bias(bias, head, token_q, at_k[6], TOKENS)
             weights, grad_logits = _weights(
                 tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-                SHIFT[0] + SHIFT[1] > 0, PRECISION,
+                SHIFT, PRECISION,
             )  # fmt: skip
             tile_grad_q += tl.dot((grad_logits * scale).to(tile_k.dtype), tile_k, input_precision=PRECISION)
         if SHARED:
@@ -322,7 +328,7 @@ def _backward_kv_kernel(
             tile_bias = _load_bias(bias, head, at_q[6], at_k[6], TOKENS)
         weights, grad_logits = _weights(
             tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-            SHIFT[0] + SHIFT[1] > 0, PRECISION,
+            SHIFT, PRECISION,
         )  # fmt: skip
         tile_grad_v += tl.dot(tl.trans(weights.to(tile_q.dtype)), tile_grad, input_precision=PRECISION)
         grad_logits = (grad_logits * scale).to(tile_q.dtype)
@@ -366,7 +372,7 @@ def _backward_bias_kernel(
         row_delta = tl.load(delta + _row_place(at_q, shape, head), mask=on_map, other=0.0)
         weights, grad_logits = _weights(
             tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-            SHIFT[0] + SHIFT[1] > 0, PRECISION,
+            SHIFT, PRECISION,
         )  # fmt: skip
         sum_bias += grad_logits
     _store_bias(part_bias, program, head, heads, slot_q, slot_k, sum_bias, TOKENS)
