@@ -80,11 +80,11 @@ def _pairs(tile, row_q, column_q, row_k, column_k, K: tl.constexpr):
     """The element of each query's window that each key is, [queries, keys], and whether it is one."""
     _, _, _, _, length_r, length_c, _, _ = tile
     start_r, start_c = _window_start(row_q, length_r, K), _window_start(column_q, length_c, K)
-    element_r = row_k[None, :] - start_r[:, None]
-    element_c = column_k[None, :] - start_c[:, None]
-    inside = (element_r >= 0) & (element_r < K) & (element_c >= 0) & (element_c < K)
+    # As unsigned numbers, those below zero are large.
+    inside = (row_k[None, :] - start_r[:, None]).to(tl.uint32) < K
+    inside &= (column_k[None, :] - start_c[:, None]).to(tl.uint32) < K
     inside &= ((row_q < length_r) & (column_q < length_c))[:, None]
-    return element_r * K + element_c, inside
+    return (row_k * K + column_k)[None, :] - (start_r * K + start_c)[:, None], inside
 
 
 @triton.jit
@@ -106,14 +106,16 @@ def _logits(
     nothing = float("-inf") if SOFTMAX else 0.0
     if weights is not None:
         place = _weights_place(strides_w, tile, shape, row_q, column_q, element)
-        return tl.load(weights + place, mask=inside, other=nothing).to(tl.float32) * scale
-    logits = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale
-    if bias is not None:
-        relative_r = row_k[None, :] - row_q[:, None] + K - 1
-        relative_c = column_k[None, :] - column_q[:, None] + K - 1
-        place = (tile[0] * (2 * K - 1) + relative_r) * (2 * K - 1) + relative_c
-        logits += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, logits, nothing)
+        logits = tl.load(weights + place, mask=inside, other=nothing).to(tl.float32) * scale
+    else:
+        logits = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale
+        if bias is not None:
+            SPAN: tl.constexpr = 2 * K - 1
+            place = (row_k * SPAN + column_k)[None, :] - (row_q * SPAN + column_q)[:, None]
+            middle = tile[0] * SPAN * SPAN + (K - 1) * (SPAN + 1)
+            logits += tl.load(bias + middle + place, mask=inside, other=0.0).to(tl.float32)
+        logits = tl.where(inside, logits, nothing)
+    return logits
 
 
 @triton.jit
