@@ -18,6 +18,9 @@ DEFAULT = {
     "neighborhood_backward_q": dict(num_warps=8, num_stages=1),
     "neighborhood_backward_kv": dict(num_warps=8, num_stages=1),
     "neighborhood_backward_bias": dict(num_warps=8, num_stages=1, programs=1024),
+    "outlook_forward": dict(num_warps=4, num_stages=1, SIZE=64),
+    "outlook_backward_v": dict(num_warps=4, num_stages=1, SIZE=64),
+    "outlook_backward_logits": dict(num_warps=4, num_stages=1, SIZE=64),
 }
 # What differs from the default, by compute capability ("sm_90") or architecture ("gfx942").
 TUNED: dict[str, dict[str, dict[str, int]]] = {}
