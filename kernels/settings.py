@@ -21,6 +21,9 @@ DEFAULT = {
     "outlook_forward": dict(num_warps=4, num_stages=1, SIZE=64),
     "outlook_backward_v": dict(num_warps=4, num_stages=1, SIZE=64),
     "outlook_backward_logits": dict(num_warps=4, num_stages=1, SIZE=64),
+    "routed_forward": dict(num_warps=4, num_stages=2),
+    "routed_backward_q": dict(num_warps=4, num_stages=2),
+    "routed_backward_kv": dict(num_warps=4, num_stages=2),
 }
 # What differs from the default, by compute capability ("sm_90") or architecture ("gfx942").
 TUNED: dict[str, dict[str, dict[str, int]]] = {}

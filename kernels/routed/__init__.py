@@ -1,7 +1,9 @@
 """Attention from each region of a map to the regions that were chosen for it: BiFormer."""
 
+import torch
 from torch import Tensor
 
+from ..dispatch import choose_triton, refuse_double_backward
 from .reference import routed_attention_reference
 
 __all__ = ["routed_attention"]
@@ -43,4 +45,58 @@ def routed_attention(
         )
     if routes.is_floating_point() or routes.is_complex():
         raise ValueError(f"routed_attention expects routes of an integer type, but got {routes.dtype}.")
+    if choose_triton("routed_attention", q):
+        factor = q.shape[4] ** -0.5 if scale is None else scale
+        return _op(q, k, v, routes, rows, columns, factor)[0]
     return routed_attention_reference(q, k, v, routes, (rows, columns), scale)
+
+
+@torch.library.custom_op("zoo::routed_attention", mutates_args=())
+def _op(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    from .fused import forward  # Triton is imported at the first launch
+
+    return forward(q, k, v, routes, rows, columns, scale)
+
+
+@_op.register_fake
+def _(q, k, v, routes, rows, columns, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::routed_attention_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .fused import backward
+
+    return backward(grad, q, k, v, routes, out, lse, rows, columns, scale)
+
+
+@_op_backward.register_fake
+def _(grad, q, k, v, routes, out, lse, rows, columns, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.rows, ctx.columns, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    return *_op_backward(grad, *ctx.saved_tensors, ctx.rows, ctx.columns, ctx.scale), None, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+refuse_double_backward(_op_backward)
