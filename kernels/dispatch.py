@@ -15,6 +15,7 @@ CHOICES = ("auto", "reference", "triton")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+DEBUG = os.environ.get("BACKBONES_KERNELS_DEBUG", "0") == "1"  # checks for which a GPU has to be waited for
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")  # on any device
 
 
@@ -27,7 +28,7 @@ def _checked(choice: str, source: str) -> str:
 _choice = _checked(os.environ.get("BACKBONES_KERNELS") or "auto", "The environment variable BACKBONES_KERNELS")
 
 
-class use:  # noqa: N801, a function in its use
+class use:
     """Choose "reference", "triton" or "auto" for all operators from here on; in a `with`, until its end.
 
     The choice is the process's, for all its threads.
@@ -57,8 +58,10 @@ def choose_triton(operator: str, x: Tensor, unsupported: str | None = None) -> b
     """
     if _choice == "reference" or (_choice == "auto" and not x.is_cuda):
         return False
-    # Exported programs hold operators of PyTorch only.
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if x.is_meta:  # where the reference says what an operator costs
+        return False
+    # Exported programs hold operators of PyTorch only, and transformations such as vmap know only those.
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(x):
         return False
     reason = unsupported or _obstacle(x)
     if reason and _choice == "triton":
@@ -69,6 +72,11 @@ def choose_triton(operator: str, x: Tensor, unsupported: str | None = None) -> b
     return reason is None
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether `x` stands for others, in torch.func's transformations."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def _obstacle(x: Tensor) -> str | None:
     """What keeps Triton from running any operator on `x`, or None."""
     if not HAS_TRITON:
@@ -77,6 +85,8 @@ def _obstacle(x: Tensor) -> str | None:
         return f"they compute in float32, float16 or bfloat16, and these tensors are of {x.dtype}"
     if x.shape[-1] > MAX_HEAD_DIM:
         return f"they take heads of at most {MAX_HEAD_DIM} channels, and these have {x.shape[-1]}"
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        return "Triton's interpreter, which TRITON_INTERPRET=1 asks for, has no products of bfloat16"
     if not (x.is_cuda or INTERPRETED):
         return (
             f"the tensors are on {x.device}, and Triton runs on GPUs. To try the kernels on a CPU, set "

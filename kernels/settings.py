@@ -7,6 +7,7 @@ Of each kernel: the warps of a program, the stages of its software pipeline, the
 import functools
 
 import torch
+from torch import Tensor
 
 DEFAULT = {
     "window_forward": dict(num_warps=8, num_stages=1, programs=4096),
@@ -29,9 +30,12 @@ DEFAULT = {
 TUNED: dict[str, dict[str, dict[str, int]]] = {}
 
 
-def settings(kernel: str, device: torch.device) -> dict[str, int]:
-    """Launch settings of a kernel on a device."""
-    return DEFAULT[kernel] | TUNED.get(gpu_class(device), {}).get(kernel, {})
+def settings(kernel: str, x: Tensor) -> dict[str, int]:
+    """Launch settings of a kernel for tensors like `x`."""
+    chosen = DEFAULT[kernel] | TUNED.get(gpu_class(x.device), {}).get(kernel, {})
+    if x.dtype == torch.float32:  # exact products keep whole tiles in registers
+        chosen["num_warps"] *= 2
+    return chosen
 
 
 @functools.cache

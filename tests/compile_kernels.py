@@ -5,10 +5,8 @@
 The operators' launches are caught on their way to the driver, so what is compiled is what they launch.
 """
 
-import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +45,7 @@ def describe(value, path: tuple[int, ...], constants: dict, attributes: dict):
     if isinstance(value, torch.Tensor):
         attributes[path] = [["tt.divisibility", 16]]
         return "*" + TYPES[value.dtype]
-    if value is None or value == 1 and isinstance(value, int):
+    if value is None or (value == 1 and isinstance(value, int)):
         constants[path] = value
         return "constexpr"
     if isinstance(value, float):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_tensors
 from ..dispatch import choose_triton, refuse_double_backward
 from .reference import neighborhood_aggregate_reference, neighborhood_attention_reference
 
@@ -36,8 +37,9 @@ def neighborhood_attention(
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("neighborhood_attention", dict(q=q, k=k, v=v), dict(bias=bias))
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             "neighborhood_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
@@ -74,8 +76,9 @@ def neighborhood_aggregate(
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("neighborhood_aggregate", dict(v=v), dict(weights=weights))
     if v.dim() != 5 or weights.shape != (*v.shape[:4], kernel_size**2):
         raise ValueError(
             "neighborhood_aggregate expects v (B, H, W, num_heads, head_dim) and weights (B, H, W, num_heads, "
@@ -100,7 +103,8 @@ def _check_window(operator: str, v: Tensor, kernel_size: int, dilation: int) -> 
     if kernel_size * dilation > min(v.shape[1], v.shape[2]):
         raise ValueError(
             f"{operator} expects a map of at least kernel_size * dilation = {kernel_size * dilation} positions a side, "
-            f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation."
+            f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation: the largest that fits is "
+            f"{min(v.shape[1], v.shape[2]) // kernel_size}."
         )
 
 

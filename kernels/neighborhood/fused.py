@@ -31,7 +31,7 @@ def _window_start(position, length, K: tl.constexpr):
 @triton.jit
 def _find_tile(program, shape):
     """Head; image; of rows and of columns: class, members of the class, and the first one in this tile."""
-    batch, height, width, heads, dilation = shape
+    _, height, width, heads, dilation = shape
     tiles_r = tl.cdiv(tl.cdiv(height, dilation), SIDE)
     tiles_c = tl.cdiv(tl.cdiv(width, dilation), SIDE)
     head = program % heads
@@ -271,7 +271,7 @@ def _backward_bias_kernel(
 ):  # fmt: skip
     """Sums of the gradient of the logits, over a run of tiles, of their pairs with one of the blocks of keys around.
 
-    Along an axis the first block starts BEFORE keys before the tile. `part` is (runs, heads, BLOCKS ** 2, queries, keys).
+    Along an axis the first block starts BEFORE keys before the tile. `part` is (runs, heads, blocks, queries, keys).
     """
     heads = shape[3]
     head = tl.program_id(0) % heads
@@ -332,7 +332,7 @@ def forward(
     launch(
         _forward_kernel, _tiles(shape) * shape[3], v, q, k, v, bias, weights, out, lse,
         *_all_strides(q, k, v, weights), strides_of(out), scale, shape,
-        SOFTMAX=softmax, **_constants(v, kernel_size), **settings("neighborhood_forward", v.device),
+        SOFTMAX=softmax, **_constants(v, kernel_size), **settings("neighborhood_forward", v),
     )  # fmt: skip
     return out, lse
 
@@ -365,12 +365,12 @@ def backward(
     launch(
         _backward_q_kernel, tiles * heads, v, q, k, v, bias, weights, out, lse, grad, delta, grad_q, grad_w,
         *strides, strides_of(out), (0,) * 5 if weights is None else grad_w.stride(), scale, shape,
-        SOFTMAX=softmax, **constants, **settings("neighborhood_backward_q", v.device),
+        SOFTMAX=softmax, **constants, **settings("neighborhood_backward_q", v),
     )  # fmt: skip
     launch(
         _backward_kv_kernel, tiles * heads, v, q, k, v, bias, weights, lse, grad, delta, grad_k, grad_v,
         *strides, strides_of(out), scale, shape,
-        SOFTMAX=softmax, **constants, **settings("neighborhood_backward_kv", v.device),
+        SOFTMAX=softmax, **constants, **settings("neighborhood_backward_kv", v),
     )  # fmt: skip
     if bias is None:
         return grad_q, grad_k, grad_v, v.new_empty(0), grad_w
@@ -378,7 +378,7 @@ def backward(
     radius, side = kernel_size // 2, SIDE.value
     before = radius + -(-(kernel_size - 1 - radius) // side) * side
     blocks = -(-(before + side + kernel_size - 1) // side)
-    options = settings("neighborhood_backward_bias", v.device)
+    options = settings("neighborhood_backward_bias", v)
     runs = max(1, min(tiles, options.pop("programs") // (heads * blocks**2)))
     run = -(-tiles // runs)
     runs = -(-tiles // max(1, run))
@@ -409,7 +409,7 @@ def _sum_diagonals(x: Tensor, before: int, kernel_size: int) -> Tensor:
 def _tiles(shape: tuple[int, ...]) -> int:
     """Tiles of queries of a head."""
     batch, height, width, _, dilation = shape
-    rows, columns = (-(-(-(-side // dilation)) // SIDE.value) for side in (height, width))
+    rows, columns = (triton.cdiv(triton.cdiv(side, dilation), SIDE.value) for side in (height, width))
     return batch * dilation**2 * rows * columns
 
 

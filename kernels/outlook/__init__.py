@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_tensors
 from ..dispatch import choose_triton, refuse_double_backward
 from .reference import outlook_attention_reference
 
@@ -37,8 +38,9 @@ def outlook_attention(
         (B, H, W, num_heads, head_dim), contiguous, in the dtype of `v`.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("outlook_attention", dict(v=v), dict(logits=logits))
     if v.dim() != 5:
         raise ValueError(
             f"outlook_attention expects v of shape (B, H, W, num_heads, head_dim), but got {tuple(v.shape)}."

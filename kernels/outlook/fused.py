@@ -135,9 +135,7 @@ def _backward_logits_kernel(
     target_r, target_c, on_map = _member(window_r, window_c, number, shape, K, PADDING, STRIDE)
     on_map &= there
     tile_grad = load_tile(grad, strides_grad, image, target_r, target_c, head, on_map, D, PAD_D).to(tl.float32)
-    weights, row_lse = _row_of_weights(
-        logits, strides_l, image, window_r, window_c, head, number, there, scale, K, PAD_K
-    )
+    weights, _ = _row_of_weights(logits, strides_l, image, window_r, window_c, head, number, there, scale, K, PAD_K)
     sources = tl.arange(0, PAD_K)
     grad_weights = tl.zeros([SIZE, PAD_K], tl.float32)
     for source in range(K * K):
@@ -160,7 +158,7 @@ def forward(
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = torch.empty(logits.shape[:5], dtype=torch.float32, device=v.device)
     shape, constants = _cut(logits, v, kernel_size, padding, stride)
-    options = settings("outlook_forward", v.device)
+    options = settings("outlook_forward", v)
     launch(
         _forward_kernel, _blocks(v, options["SIZE"]), v, logits, v, out, lse,
         logits.stride(), strides_of(v), strides_of(out), scale, shape,
@@ -176,12 +174,12 @@ def backward(
     v, grad = dense_channels(v), dense_channels(grad)
     grad_logits, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (logits, v))
     shape, constants = _cut(logits, v, kernel_size, padding, stride)
-    options = settings("outlook_backward_v", v.device)
+    options = settings("outlook_backward_v", v)
     launch(
         _backward_v_kernel, _blocks(v, options["SIZE"]), v, logits, lse, grad, grad_v,
         logits.stride(), strides_of(grad), strides_of(grad_v), scale, shape, **constants, **options,
     )  # fmt: skip
-    options = settings("outlook_backward_logits", v.device)
+    options = settings("outlook_backward_logits", v)
     batch, rows, columns, heads, positions = logits.shape[:5]
     launch(
         _backward_logits_kernel, batch * heads * -(-rows * columns * positions // options["SIZE"]), v,

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..dispatch import choose_triton, refuse_double_backward
+from ..checks import check_tensors
+from ..dispatch import DEBUG, choose_triton, is_transformed, refuse_double_backward
 from .reference import routed_attention_reference
 
 __all__ = ["routed_attention"]
@@ -25,9 +26,11 @@ def routed_attention(
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected. Routes out
+            of range, too, on a CPU; on a GPU, which would have to be waited for, if BACKBONES_KERNELS_DEBUG=1 is set.
     """
     rows, columns = (regions, regions) if isinstance(regions, int) else regions
+    check_tensors("routed_attention", dict(q=q, k=k, v=v))
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             "routed_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
@@ -45,10 +48,26 @@ def routed_attention(
         )
     if routes.is_floating_point() or routes.is_complex():
         raise ValueError(f"routed_attention expects routes of an integer type, but got {routes.dtype}.")
+    if routes.device != q.device:
+        raise ValueError(
+            f"routed_attention expects all tensors on one device, but got q on {q.device}, routes on {routes.device}."
+        )
+    if DEBUG or routes.device.type == "cpu":
+        _check_routes(routes, rows * columns)
     if choose_triton("routed_attention", q):
         factor = q.shape[4] ** -0.5 if scale is None else scale
         return _op(q, k, v, routes, rows, columns, factor)[0]
     return routed_attention_reference(q, k, v, routes, (rows, columns), scale)
+
+
+def _check_routes(routes: Tensor, regions: int) -> None:
+    if routes.numel() == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(routes):
+        return
+    lowest, highest = (int(x) for x in routes.aminmax())
+    if lowest < 0 or highest >= regions:
+        raise ValueError(
+            f"routed_attention expects routes to regions 0 to {regions - 1}, but got {lowest} to {highest}."
+        )
 
 
 @torch.library.custom_op("zoo::routed_attention", mutates_args=())

@@ -54,7 +54,7 @@ def _chosen_keys(slot, routes, image, region, geometry):
 
 @triton.jit
 def _choosing_queries(slot, first, last, order, image, geometry):
-    """Row and column of the queries `slot` of the regions from `first` to `last` of `order`, and whether there is one."""
+    """Row and column of the queries `slot` of the regions `first` to `last` of `order`, and whether there is one."""
     _, top_k, _, rows, columns, height, width = geometry
     entry = first + slot // (height * width)
     there = entry < last
@@ -92,12 +92,16 @@ def _forward_kernel(
 
 
 @triton.jit
-def _grad_logits(tile_q, tile_k, tile_v, tile_grad, lse, delta, there_k, scale, PRECISION: tl.constexpr):
-    """Softmax weights of a tile of queries and keys, and the gradient of their products."""
-    logits = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale
-    weights = tl.where(there_k[None, :], tl.exp(logits - lse[:, None]), 0.0)
-    grad_weights = tl.dot(tile_grad, tl.trans(tile_v), input_precision=PRECISION)
-    return weights, weights * (grad_weights - delta[:, None]) * scale
+def _weights(q, k, lse, there_k, scale, PRECISION: tl.constexpr):
+    """Softmax weights of a tile, from what the forward pass kept of each row."""
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    return tl.where(there_k[None, :], tl.exp(logits - lse[:, None]), 0.0)
+
+
+@triton.jit
+def _grad_products(weights, grad, v, delta, scale, PRECISION: tl.constexpr):
+    """Gradient of the products of a tile, with `delta` the sums over whole rows of weights and their gradient."""
+    return weights * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * scale
 
 
 @triton.jit
@@ -121,10 +125,9 @@ def _backward_q_kernel(
         row_k, column_k, there_k = _chosen_keys(start + tl.arange(0, OTHERS), routes, image, region, geometry)
         tile_k = load_tile(k, strides_k, image, row_k, column_k, head, there_k, D, PAD_D)
         tile_v = load_tile(v, strides_v, image, row_k, column_k, head, there_k, D, PAD_D)
-        weights, grad_logits = _grad_logits(
-            tile_q, tile_k, tile_v, tile_grad, row_lse, row_delta, there_k, scale, PRECISION
-        )
-        total += tl.dot(grad_logits.to(tile_k.dtype), tile_k, input_precision=PRECISION)
+        weights = _weights(tile_q, tile_k, row_lse, there_k, scale, PRECISION)
+        grad_products = _grad_products(weights, tile_grad, tile_v, row_delta, scale, PRECISION)
+        total += tl.dot(grad_products.to(tile_k.dtype), tile_k, input_precision=PRECISION)
     store_tile(grad_q, strides_out, image, row, column, head, there, total, D, PAD_D)
 
 
@@ -150,11 +153,10 @@ def _backward_kv_kernel(
         place = _row_place(image, row_q, column_q, head, geometry)
         row_lse = tl.load(lse + place, mask=there_q, other=float("inf"))
         row_delta = tl.load(delta + place, mask=there_q, other=0.0)
-        weights, grad_logits = _grad_logits(
-            tile_q, tile_k, tile_v, tile_grad, row_lse, row_delta, there, scale, PRECISION
-        )
+        weights = _weights(tile_q, tile_k, row_lse, there, scale, PRECISION)
+        grad_products = _grad_products(weights, tile_grad, tile_v, row_delta, scale, PRECISION)
         sum_v += tl.dot(tl.trans(weights.to(tile_q.dtype)), tile_grad, input_precision=PRECISION)
-        sum_k += tl.dot(tl.trans(grad_logits.to(tile_q.dtype)), tile_q, input_precision=PRECISION)
+        sum_k += tl.dot(tl.trans(grad_products.to(tile_q.dtype)), tile_q, input_precision=PRECISION)
     store_tile(grad_k, strides_out, image, row, column, head, there, sum_k, D, PAD_D)
     store_tile(grad_v, strides_out, image, row, column, head, there, sum_v, D, PAD_D)
 
@@ -170,7 +172,7 @@ def forward(
     launch(
         _forward_kernel, programs, q, q, k, v, routes.to(torch.int32).contiguous(), out, lse,
         strides_of(q), strides_of(k), strides_of(v), strides_of(out), scale, geometry,
-        **constants, **settings("routed_forward", q.device),
+        **constants, **settings("routed_forward", q),
     )  # fmt: skip
     return out, lse
 
@@ -196,7 +198,7 @@ def backward(
     strides = strides_of(q), strides_of(k), strides_of(v), strides_of(grad), strides_of(out)
     launch(
         _backward_q_kernel, programs, q, q, k, v, routes, out, lse, grad, delta, grad_q, *strides, scale, geometry,
-        **constants, **settings("routed_backward_q", q.device),
+        **constants, **settings("routed_backward_q", q),
     )  # fmt: skip
     # Per image, the places in `routes` that name region 0, then 1, …: where each of these groups starts, and the whole.
     chosen, order = routes.flatten(1).sort(dim=1, stable=True)
@@ -204,7 +206,7 @@ def backward(
     starts = torch.searchsorted(chosen, regions.expand(len(chosen), -1).contiguous(), out_int32=True)
     launch(
         _backward_kv_kernel, programs, q, q, k, v, order.to(torch.int32), starts, lse, grad, delta, grad_k, grad_v,
-        *strides, scale, geometry, **constants, **settings("routed_backward_kv", q.device),
+        *strides, scale, geometry, **constants, **settings("routed_backward_kv", q),
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 

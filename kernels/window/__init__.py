@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import check_tensors
 from ..dispatch import choose_triton, refuse_double_backward
 from .reference import window_attention_reference
 
@@ -45,8 +46,9 @@ def window_attention(
         (B, H, W, num_heads, head_dim) for the H and W of k and v, contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("window_attention", dict(q=q, k=k, v=v), dict(bias=bias, pad_key=pad_key, pad_value=pad_value))
     queries = (k.shape[0], *window_size, *k.shape[3:]) if shared_query else k.shape
     if k.dim() != 5 or k.shape != v.shape or q.shape != queries:
         expected = f"q of shape {queries} and k and v" if shared_query and k.dim() == 5 else "q, k and v"

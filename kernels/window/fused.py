@@ -78,9 +78,7 @@ def _load_bias(bias, head, token_q, token_k, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _logits(
-    q, k, at_q, at_k, bias, scale, SHIFT: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr
-):
+def _logits(q, k, at_q, at_k, bias, scale, SHIFT: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr):
     """Scaled, biased and masked products of a tile of queries with one of keys; `bias` is a tile or None."""
     _, _, _, _, _, window_q, _, region_q = at_q
     _, _, _, _, there_k, window_k, _, region_k = at_k
@@ -201,7 +199,7 @@ def _backward_kernel(
     head = tl.program_id(0) % heads
     program = tl.program_id(0) // heads
     first, last = _first_and_last(program, run, splits, inner)
-    slot, d = tl.arange(0, SIZE), tl.arange(0, PAD_D)
+    slot = tl.arange(0, SIZE)
     tile_bias = None
     if bias is not None:
         tile_bias = _load_bias(bias, head, slot % TOKENS, slot % TOKENS, TOKENS)
@@ -245,10 +243,15 @@ def _backward_kernel(
 
 
 @triton.jit
-def _weights(q, k, v, grad, at_q, at_k, bias, lse, delta, scale, SHIFT: tl.constexpr, PRECISION: tl.constexpr):
-    """Softmax weights of a tile, and the gradient of the logits, from what the forward pass kept of each row."""
-    weights = tl.exp(_logits(q, k, at_q, at_k, bias, scale, SHIFT, 1, PRECISION) - lse[:, None])
-    return weights, weights * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+def _weights(q, k, at_q, at_k, bias, lse, scale, SHIFT: tl.constexpr, PRECISION: tl.constexpr):
+    """Softmax weights of a tile, from what the forward pass kept of each row."""
+    return tl.exp(_logits(q, k, at_q, at_k, bias, scale, SHIFT, 1, PRECISION) - lse[:, None])
+
+
+@triton.jit
+def _grad_logits(weights, grad, v, delta, PRECISION: tl.constexpr):
+    """Gradient of the logits of a tile, with `delta` the sums over whole rows of weights and their gradient."""
+    return weights * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
 
 
 @triton.jit
@@ -284,10 +287,8 @@ def _backward_q_kernel(
             tile_bias = None
             if bias is not None:
                 tile_bias = _load_bias(bias, head, token_q, at_k[6], TOKENS)
-            weights, grad_logits = _weights(
-                tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-                SHIFT, PRECISION,
-            )  # fmt: skip
+            weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
+            grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
             tile_grad_q += tl.dot((grad_logits * scale).to(tile_k.dtype), tile_k, input_precision=PRECISION)
         if SHARED:
             sum_q += tile_grad_q
@@ -326,10 +327,8 @@ def _backward_kv_kernel(
         tile_bias = None
         if bias is not None:
             tile_bias = _load_bias(bias, head, at_q[6], at_k[6], TOKENS)
-        weights, grad_logits = _weights(
-            tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-            SHIFT, PRECISION,
-        )  # fmt: skip
+        weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
+        grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
         tile_grad_v += tl.dot(tl.trans(weights.to(tile_q.dtype)), tile_grad, input_precision=PRECISION)
         grad_logits = (grad_logits * scale).to(tile_q.dtype)
         tile_grad_k += tl.dot(tl.trans(grad_logits), tile_q, input_precision=PRECISION)
@@ -370,10 +369,8 @@ def _backward_bias_kernel(
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
         row_lse = tl.load(lse + _row_place(at_q, shape, head), mask=on_map, other=float("inf"))
         row_delta = tl.load(delta + _row_place(at_q, shape, head), mask=on_map, other=0.0)
-        weights, grad_logits = _weights(
-            tile_q, tile_k, tile_v, tile_grad, at_q, at_k, tile_bias, row_lse, row_delta, scale,
-            SHIFT, PRECISION,
-        )  # fmt: skip
+        weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
+        grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
         sum_bias += grad_logits
     _store_bias(part_bias, program, head, heads, slot_q, slot_k, sum_bias, TOKENS)
 
@@ -402,7 +399,7 @@ def forward(
     lse = torch.empty(k.shape[:4] if tokens > TILE else 0, dtype=torch.float32, device=k.device)
     size = min(TILE, padded(pack * tokens))
     blocks = -(-pack * tokens // size)
-    options = settings("window_forward", k.device)
+    options = settings("window_forward", k)
     run = -(-units // max(1, options.pop("programs") // (blocks * shape[5])))
     launch(
         _forward_kernel, -(-units // run) * blocks * shape[5], k,
@@ -447,7 +444,7 @@ def backward(
 
     def cut(kernel: str, blocks: int, pack: int = 1) -> tuple[int, tuple[int, int, int], dict]:
         """Runs in all; units of a run, runs of a group and units of a group; launch settings of the kernel."""
-        options = settings(kernel, k.device)
+        options = settings(kernel, k)
         inner = -(-batch // groups * rows * columns // pack)
         splits = max(1, min(inner, options.pop("programs") // max(1, groups * blocks * heads)))
         run = -(-inner // splits)
@@ -483,7 +480,7 @@ def backward(
         part_pad = sums(units, heads, 2, head_dim) if filled else None
         launch(
             _backward_kv_kernel, units * heads, k, *inputs, lse, grad, delta, grad_k, grad_v, part_pad,
-            *strides, strides_of(grad_k), scale, shape, SIZE=TILE, **constants, **settings("window_backward_kv", k.device),
+            *strides, strides_of(grad_k), scale, shape, SIZE=TILE, **constants, **settings("window_backward_kv", k),
         )  # fmt: skip
         if bias is not None:
             groups = 1
