@@ -42,6 +42,10 @@ def dense_channels(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def padded(head_dim: int) -> int:
     """Channels of a tile: a power of two, of at least 16 for the matrix units."""
     return max(16, triton.next_power_of_2(head_dim))

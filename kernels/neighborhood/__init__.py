@@ -174,8 +174,9 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-    grads = _op_backward(grad, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation, ctx.scale, ctx.softmax)
-    return (*(None if x is None else g for x, g in zip(ctx.saved_tensors, grads)), None, None, None, None)
+    saved = ctx.saved_tensors  # once: checkpointing gives them once
+    grads = _op_backward(grad, *saved, ctx.kernel_size, ctx.dilation, ctx.scale, ctx.softmax)
+    return (*(None if x is None else g for x, g in zip(saved, grads)), None, None, None, None)
 
 
 _op.register_autograd(_differentiate, setup_context=_save)

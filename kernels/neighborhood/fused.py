@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..settings import settings
-from ..tiles import dense_channels, launch, load_tile, padded, precision, store_tile, strides_of
+from ..tiles import contiguous, dense_channels, launch, load_tile, padded, precision, store_tile, strides_of
 
 SIDE = tl.constexpr(8)  # of a tile
 SLOTS = tl.constexpr(64)
@@ -326,6 +326,7 @@ def forward(
     An attention has q, k and perhaps a bias, an aggregation has weights.
     """
     q, k, v = (None if x is None else dense_channels(x) for x in (q, k, v))
+    bias = contiguous(bias)
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = torch.empty(v.shape[:4] if softmax else 0, dtype=torch.float32, device=v.device)
     shape = (*v.shape[:4], dilation)
@@ -353,6 +354,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, bias and weights; without elements for what is None."""
     q, k, v, grad = (None if x is None else dense_channels(x) for x in (q, k, v, grad))
+    bias = contiguous(bias)
     grad_q, grad_k, grad_v, grad_w = (
         v.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (q, k, v, weights)

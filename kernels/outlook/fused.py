@@ -156,7 +156,8 @@ def forward(
     """The output, and the logarithm of the sum of each softmax, (B, rows, columns, heads, k * k)."""
     v = dense_channels(v)
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    lse = torch.empty(logits.shape[:5], dtype=torch.float32, device=v.device)
+    # Pixels of a window that are not on the map receive nothing.
+    lse = torch.zeros(logits.shape[:5], dtype=torch.float32, device=v.device)
     shape, constants = _cut(logits, v, kernel_size, padding, stride)
     options = settings("outlook_forward", v)
     launch(

@@ -132,8 +132,9 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
     settings = (ctx.window_size, ctx.shift, ctx.scale, ctx.shared_query)
-    grads = _op_backward(grad, *ctx.saved_tensors, *settings)
-    return (*(None if x is None else g for x, g in zip(ctx.saved_tensors[:6], grads)), None, None, None, None)
+    saved = ctx.saved_tensors  # once: checkpointing gives them once
+    grads = _op_backward(grad, *saved, *settings)
+    return (*(None if x is None else g for x, g in zip(saved, grads)), None, None, None, None)
 
 
 _op.register_autograd(_differentiate, setup_context=_save)

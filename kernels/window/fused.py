@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..settings import settings
-from ..tiles import dense_channels, launch, load_tile, padded, precision, store_tile, strides_of
+from ..tiles import contiguous, dense_channels, launch, load_tile, padded, precision, store_tile, strides_of
 from . import TILE
 
 MASKED = tl.constexpr(-100.0)  # as in the reference
@@ -391,6 +391,7 @@ def forward(
     if k.numel() == 0:
         return torch.empty_like(k, memory_format=torch.contiguous_format), k.new_empty(0, dtype=torch.float32)
     q, k, v = dense_channels(q), dense_channels(k), dense_channels(v)
+    bias, pad_key, pad_value = contiguous(bias), contiguous(pad_key), contiguous(pad_value)
     shape, constants = _cut(k, window_size, shift, shared_query)
     tokens = window_size[0] * window_size[1]
     pack = TILE // tokens if bias is None and not shared_query and tokens < TILE else 1
@@ -429,6 +430,7 @@ def backward(
     if k.numel() == 0:
         return tuple(k.new_empty(0) if x is None else x.new_zeros(x.shape) for x in (q, k, v, bias, pad_key, pad_value))
     q, k, v, grad = dense_channels(q), dense_channels(k), dense_channels(v), dense_channels(grad)
+    bias, pad_key, pad_value = contiguous(bias), contiguous(pad_key), contiguous(pad_value)
     shape, constants = _cut(k, window_size, shift, shared_query)
     batch, height, width, rows, columns, heads = shape
     tokens, head_dim = window_size[0] * window_size[1], k.shape[4]
