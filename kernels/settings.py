@@ -9,6 +9,8 @@ import functools
 import torch
 from torch import Tensor
 
+TILE = 64  # tokens of a full tile, which `num_warps` is for
+
 DEFAULT = {
     "window_forward": dict(num_warps=8, num_stages=1, programs=4096),
     "window_backward": dict(num_warps=8, num_stages=1, programs=1024),
@@ -22,19 +24,20 @@ DEFAULT = {
     "outlook_forward": dict(num_warps=4, num_stages=1, SIZE=64),
     "outlook_backward_v": dict(num_warps=4, num_stages=1, SIZE=64),
     "outlook_backward_logits": dict(num_warps=4, num_stages=1, SIZE=64),
-    "routed_forward": dict(num_warps=4, num_stages=2),
-    "routed_backward_q": dict(num_warps=4, num_stages=2),
-    "routed_backward_kv": dict(num_warps=4, num_stages=2),
+    "routed_forward": dict(num_warps=8, num_stages=2),
+    "routed_backward_q": dict(num_warps=8, num_stages=2),
+    "routed_backward_kv": dict(num_warps=8, num_stages=2),
 }
 # What differs from the default, by compute capability ("sm_90") or architecture ("gfx942").
 TUNED: dict[str, dict[str, dict[str, int]]] = {}
 
 
-def settings(kernel: str, x: Tensor) -> dict[str, int]:
-    """Launch settings of a kernel for tensors like `x`."""
+def settings(kernel: str, x: Tensor, size: int = TILE) -> dict[str, int]:
+    """Launch settings of a kernel for tensors like `x` and tiles of `size` tokens."""
     chosen = DEFAULT[kernel] | TUNED.get(gpu_class(x.device), {}).get(kernel, {})
     if x.dtype == torch.float32:  # exact products keep whole tiles in registers
         chosen["num_warps"] *= 2
+    chosen["num_warps"] = max(1, chosen["num_warps"] * size // TILE)
     return chosen
 
 

@@ -65,7 +65,7 @@ def _row_of_weights(
 
 
 @triton.jit
-def _forward_kernel(
+def forward_kernel(
     logits, v, out, lse, strides_l, strides_v, strides_out, scale, shape,
     K: tl.constexpr, PADDING: tl.constexpr, STRIDE: tl.constexpr, PAD_K: tl.constexpr,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr,
@@ -92,7 +92,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_v_kernel(
+def backward_v_kernel(
     logits, lse, grad, grad_v, strides_l, strides_grad, strides_out, scale, shape,
     K: tl.constexpr, PADDING: tl.constexpr, STRIDE: tl.constexpr,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr,
@@ -118,7 +118,7 @@ def _backward_v_kernel(
 
 
 @triton.jit
-def _backward_logits_kernel(
+def backward_logits_kernel(
     logits, v, grad, grad_logits, strides_l, strides_v, strides_grad, scale, shape,
     K: tl.constexpr, PADDING: tl.constexpr, STRIDE: tl.constexpr, PAD_K: tl.constexpr,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr,
@@ -161,7 +161,7 @@ def forward(
     shape, constants = _cut(logits, v, kernel_size, padding, stride)
     options = settings("outlook_forward", v)
     launch(
-        _forward_kernel, _blocks(v, options["SIZE"]), v, logits, v, out, lse,
+        forward_kernel, _blocks(v, options["SIZE"]), v, logits, v, out, lse,
         logits.stride(), strides_of(v), strides_of(out), scale, shape,
         PAD_K=triton.next_power_of_2(kernel_size**2), **constants, **options,
     )  # fmt: skip
@@ -177,13 +177,13 @@ def backward(
     shape, constants = _cut(logits, v, kernel_size, padding, stride)
     options = settings("outlook_backward_v", v)
     launch(
-        _backward_v_kernel, _blocks(v, options["SIZE"]), v, logits, lse, grad, grad_v,
+        backward_v_kernel, _blocks(v, options["SIZE"]), v, logits, lse, grad, grad_v,
         logits.stride(), strides_of(grad), strides_of(grad_v), scale, shape, **constants, **options,
     )  # fmt: skip
     options = settings("outlook_backward_logits", v)
     batch, rows, columns, heads, positions = logits.shape[:5]
     launch(
-        _backward_logits_kernel, batch * heads * -(-rows * columns * positions // options["SIZE"]), v,
+        backward_logits_kernel, batch * heads * -(-rows * columns * positions // options["SIZE"]), v,
         logits, v, grad, grad_logits, logits.stride(), strides_of(v), strides_of(grad), scale, shape,
         PAD_K=triton.next_power_of_2(kernel_size**2), **constants, **options,
     )  # fmt: skip

@@ -64,7 +64,7 @@ def _choosing_queries(slot, first, last, order, image, geometry):
 
 
 @triton.jit
-def _forward_kernel(
+def forward_kernel(
     q, k, v, routes, out, lse, strides_q, strides_k, strides_v, strides_out, scale, geometry,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr, OTHERS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -105,7 +105,7 @@ def _grad_products(weights, grad, v, delta, scale, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _backward_q_kernel(
+def backward_q_kernel(
     q, k, v, routes, out, lse, grad, delta, grad_q, strides_q, strides_k, strides_v, strides_grad, strides_out,
     scale, geometry,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr, OTHERS: tl.constexpr, PRECISION: tl.constexpr,
@@ -132,7 +132,7 @@ def _backward_q_kernel(
 
 
 @triton.jit
-def _backward_kv_kernel(
+def backward_kv_kernel(
     q, k, v, order, starts, lse, grad, delta, grad_k, grad_v,
     strides_q, strides_k, strides_v, strides_grad, strides_out, scale, geometry,
     D: tl.constexpr, PAD_D: tl.constexpr, SIZE: tl.constexpr, OTHERS: tl.constexpr, PRECISION: tl.constexpr,
@@ -170,9 +170,9 @@ def forward(
     lse = torch.empty(q.shape[:4], dtype=torch.float32, device=q.device)
     programs, geometry, constants = _cut(q, routes, rows, columns)
     launch(
-        _forward_kernel, programs, q, q, k, v, routes.to(torch.int32).contiguous(), out, lse,
+        forward_kernel, programs, q, q, k, v, routes.to(torch.int32).contiguous(), out, lse,
         strides_of(q), strides_of(k), strides_of(v), strides_of(out), scale, geometry,
-        **constants, **settings("routed_forward", q),
+        **constants, **settings("routed_forward", q, constants["SIZE"]),
     )  # fmt: skip
     return out, lse
 
@@ -197,16 +197,16 @@ def backward(
     programs, geometry, constants = _cut(q, routes, rows, columns)
     strides = strides_of(q), strides_of(k), strides_of(v), strides_of(grad), strides_of(out)
     launch(
-        _backward_q_kernel, programs, q, q, k, v, routes, out, lse, grad, delta, grad_q, *strides, scale, geometry,
-        **constants, **settings("routed_backward_q", q),
+        backward_q_kernel, programs, q, q, k, v, routes, out, lse, grad, delta, grad_q, *strides, scale, geometry,
+        **constants, **settings("routed_backward_q", q, constants["SIZE"]),
     )  # fmt: skip
     # Per image, the places in `routes` that name region 0, then 1, …: where each of these groups starts, and the whole.
     chosen, order = routes.flatten(1).sort(dim=1, stable=True)
     regions = torch.arange(rows * columns + 1, dtype=torch.int32, device=q.device)
     starts = torch.searchsorted(chosen, regions.expand(len(chosen), -1).contiguous(), out_int32=True)
     launch(
-        _backward_kv_kernel, programs, q, q, k, v, order.to(torch.int32), starts, lse, grad, delta, grad_k, grad_v,
-        *strides, scale, geometry, **constants, **settings("routed_backward_kv", q),
+        backward_kv_kernel, programs, q, q, k, v, order.to(torch.int32), starts, lse, grad, delta, grad_k, grad_v,
+        *strides, scale, geometry, **constants, **settings("routed_backward_kv", q, constants["SIZE"]),
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 

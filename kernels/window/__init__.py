@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ..checks import check_tensors
 from ..dispatch import choose_triton, refuse_double_backward
+from ..settings import TILE
 from .reference import window_attention_reference
 
 __all__ = ["window_attention"]
-
-TILE = 64  # tokens of the largest window that one tile holds, and side of the blocks that larger ones are cut into
 
 
 def window_attention(
