@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import backbones
 from backbones import attention
 from backbones.kernels import dispatch
 from backbones.kernels.dispatch import use
@@ -208,6 +209,23 @@ def test_blocks_run_on_the_kernels_under_autocast(name):
     for found, expected in zip(results["triton"], results["reference"]):
         assert found.dtype == expected.dtype
         assert (found - expected).float().norm() <= 2e-2 * expected.float().norm() + 1e-5
+
+
+@pytest.mark.parametrize("name", backbones.list_models("*_nano"))
+def test_networks_give_the_same_numbers(name):
+    """Logits and input gradient, with weights that let every block be heard."""
+    model = backbones.create_model(name, num_classes=10).to(DEVICE).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5)
+    results = {}
+    for choice in ("reference", "triton"):
+        images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
+        with use(choice):
+            logits = model(images)
+            logits.square().sum().backward()
+        results[choice] = logits, images.grad
+    for found, expected in zip(results["triton"], results["reference"]):
+        assert 0 < (found - expected).norm() <= 1e-4 * expected.norm()  # not bit for bit: they are other kernels
 
 
 class Largest(TorchDispatchMode):
