@@ -74,7 +74,6 @@ def main() -> None:
     command.set_defaults(run=tune_command)
 
     options = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program quietly
     try:
         options.run(options)
     except InputError as error:
@@ -82,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program quietly
     main()

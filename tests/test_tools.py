@@ -1,7 +1,6 @@
 """The tools of `python -m backbones`, and the search for launch settings behind one of them."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,21 +8,33 @@ import pytest
 import torch
 
 import backbones
+from backbones.__main__ import main
 from backbones.kernels import settings, workloads
 from backbones.kernels.tune import tune
 
 from .conftest import ROOT
 
 
-def tool(*arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "backbones", *arguments]
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    return done.stdout or done.stderr
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Call the program; returns what it printed, and checks how it ended."""
+
+    def call(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["backbones", *arguments])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        try:
+            main()
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        printed = capsys.readouterr()
+        assert ended == code, printed.err
+        return printed.out or printed.err
+
+    return call
 
 
-def test_list_and_info():
+def test_list_and_info(tool):
     assert tool("list", "swin*").split() == backbones.list_models("swin*")
     assert tool("list", "--pretrained", "l2vit_b*").split() == backbones.list_models("l2vit_b*", pretrained=True)
     info = json.loads(tool("info", "nat_m"))
@@ -31,6 +42,14 @@ def test_list_and_info():
     assert "Did you mean nat_t" in tool("info", "nat_x", code=2)
     assert "No model is named like 'resnet*'" in tool("list", "resnet*", code=2)
     assert "PyTorch sees none" in tool("tune", code=2)
+    assert "required: COMMAND" in tool(code=2)
+
+
+def test_a_closed_pipe_ends_the_program_quietly():
+    done = subprocess.run(
+        f"{sys.executable} -m backbones list | head -n 1", shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == backbones.list_models()[0] and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures with a clock that only a CPU can fake")
