@@ -16,11 +16,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def headline() -> str:
+def headline(precision: str = "fp32, eager") -> str:
     """Where and on what a benchmark runs."""
     on_cuda = device().type == "cuda"
     where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return f"{device().type} ({where}), torch {torch.__version__}, timm {timm.__version__}, fp32, eager"
+    return f"{device().type} ({where}), torch {torch.__version__}, timm {timm.__version__}, {precision}"
 
 
 def inference(model: torch.nn.Module, images: torch.Tensor) -> Run:

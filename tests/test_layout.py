@@ -61,8 +61,13 @@ def test_no_family_imports_another(path):
         assert not imports(path) & siblings
 
 
-def test_triton_is_imported_by_fused_kernels_alone():
-    assert not [p for p in FILES if p.name != "fused.py" and any(n.partition(".")[0] == "triton" for n in imports(p))]
+def test_triton_is_imported_at_the_first_launch():
+    """The files that import it are imported by `fused.py` files, and these by functions."""
+    kernels = {p for p in FILES if any(n.partition(".")[0] == "triton" for n in imports(p))}
+    assert {p.name for p in kernels} == {"fused.py", "device.py", "tiles.py"}
+    names = {".".join(("backbones", *p.with_suffix("").parts)) for p in kernels}
+    code = f"import sys, backbones; print({names} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "set()"
 
 
 def test_the_wheel_holds_the_zoo_and_nothing_else(tmp_path):

@@ -105,8 +105,8 @@ class ContextMixing(nn.Module):
     def convolve(self, v: Tensor, query: Tensor, key: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
         """Values (B, H, W, heads, channels) under kernels with a key (B * heads, channels, k * k) per element."""
         logits = torch.bmm(query, key).unflatten(0, (-1, self.num_heads)).add_(bias)
-        weights = logits.softmax(-1).unflatten(2, (v.shape[1], v.shape[2])).permute(0, 2, 3, 1, 4)
-        return neighborhood_aggregate(weights, v, kernel_size, 1)
+        logits = logits.unflatten(2, (v.shape[1], v.shape[2])).permute(0, 2, 3, 1, 4)
+        return neighborhood_aggregate(logits, v, kernel_size, 1, True)
 
 
 @fx.wrap

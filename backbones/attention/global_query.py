@@ -34,8 +34,8 @@ class GlobalQueryAttention(nn.Module):
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
         """Map (B, H, W, C) and queries (B, window_size, window_size, C) to (B, H, W, C)."""
         batch, height, width, dim = x.shape
-        q = query.unflatten(3, (self.num_heads, dim // self.num_heads))
         k, v = self.kv(x).view(batch, height, width, 2, self.num_heads, dim // self.num_heads).unbind(3)
+        q = query.to(k.dtype).unflatten(3, (self.num_heads, dim // self.num_heads))
         # A zero token before the projection is the bias of the projection after it.
         pad_key, pad_value = self.kv.bias.to(k.dtype).view(2, self.num_heads, -1).unbind(0)
         window = (self.window_size, self.window_size)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_tensors
+from ..dispatch import choose_triton, refuse_double_backward
 from .reference import neighborhood_aggregate_reference, neighborhood_attention_reference
 
 __all__ = ["neighborhood_aggregate", "neighborhood_attention"]
@@ -35,8 +37,9 @@ def neighborhood_attention(
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("neighborhood_attention", dict(q=q, k=k, v=v), dict(bias=bias))
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             "neighborhood_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
@@ -46,37 +49,48 @@ def neighborhood_attention(
     expected = (q.shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1)
     if bias is not None and bias.shape != expected:
         raise ValueError(f"neighborhood_attention expects bias of shape {expected}, but got {tuple(bias.shape)}.")
+    if choose_triton("neighborhood_attention", q):
+        factor = q.shape[4] ** -0.5 if scale is None else scale
+        return _op(q, k, v, bias, None, kernel_size, dilation, factor, True)[0]
     if q.is_meta:
         q, k = q.reshape(-1, 1, q.shape[4]), k.reshape(-1, k.shape[4], 1).expand(-1, -1, kernel_size**2)
         return _aggregate_on_meta(torch.bmm(q, k), v)
     return neighborhood_attention_reference(q, k, v, kernel_size, dilation, bias, scale)
 
 
-def neighborhood_aggregate(weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
+def neighborhood_aggregate(
+    weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1, softmax: bool = False
+) -> Tensor:
     """Sum of the kernel_size x kernel_size values around every position, each position with weights of its own.
 
     The window is that of `neighborhood_attention`, with its elements counted row by row. The weights are used as they
-    are: a softmax over them is the caller's.
+    are, or after a softmax over the window.
 
     Args:
         weights: (B, H, W, num_heads, kernel_size ** 2), any strides.
         v: (B, H, W, num_heads, head_dim), any strides.
         kernel_size, dilation: side of the window and its step, as in `neighborhood_attention`.
+        softmax: whether `weights` are logits, of which the weights are the softmax.
 
     Returns:
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("neighborhood_aggregate", dict(v=v), dict(weights=weights))
     if v.dim() != 5 or weights.shape != (*v.shape[:4], kernel_size**2):
         raise ValueError(
             "neighborhood_aggregate expects v (B, H, W, num_heads, head_dim) and weights (B, H, W, num_heads, "
             f"{kernel_size**2}), but got v {tuple(v.shape)} and weights {tuple(weights.shape)}."
         )
     _check_window("neighborhood_aggregate", v, kernel_size, dilation)
+    if choose_triton("neighborhood_aggregate", v):
+        return _op(None, None, v, None, weights, kernel_size, dilation, 1.0, softmax)[0]
     if v.is_meta:
         return _aggregate_on_meta(weights, v)
+    if softmax:
+        weights = weights.softmax(-1)
     return neighborhood_aggregate_reference(weights, v, kernel_size, dilation)
 
 
@@ -89,7 +103,8 @@ def _check_window(operator: str, v: Tensor, kernel_size: int, dilation: int) -> 
     if kernel_size * dilation > min(v.shape[1], v.shape[2]):
         raise ValueError(
             f"{operator} expects a map of at least kernel_size * dilation = {kernel_size * dilation} positions a side, "
-            f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation."
+            f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation: the largest that fits is "
+            f"{min(v.shape[1], v.shape[2]) // kernel_size}."
         )
 
 
@@ -101,3 +116,68 @@ def _aggregate_on_meta(weights: Tensor, v: Tensor) -> Tensor:
     weights = weights.reshape(v.shape[:4].numel(), 1, -1)
     values = v.reshape(-1, 1, v.shape[4]).expand(-1, weights.shape[2], -1)
     return torch.bmm(weights, values).view(v.shape)
+
+
+@torch.library.custom_op("zoo::neighborhood", mutates_args=())
+def _op(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention of q to k, or aggregation by `weights`."""
+    from .fused import forward  # Triton is imported at the first launch
+
+    return forward(q, k, v, bias, weights, kernel_size, dilation, scale, softmax)
+
+
+@_op.register_fake
+def _(q, k, v, bias, weights, kernel_size, dilation, scale, softmax):
+    return v.new_empty(v.shape), v.new_empty(v.shape[:4] if softmax else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::neighborhood_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    kernel_size: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .fused import backward
+
+    return backward(grad, q, k, v, bias, weights, out, lse, kernel_size, dilation, scale, softmax)
+
+
+@_op_backward.register_fake
+def _(grad, q, k, v, bias, weights, out, lse, kernel_size, dilation, scale, softmax):
+    # No optional results in a schema: what is None has a gradient of no elements.
+    return tuple(v.new_empty(0) if x is None else x.new_empty(x.shape) for x in (q, k, v, bias, weights))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.kernel_size, ctx.dilation, ctx.scale, ctx.softmax = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: checkpointing gives them once
+    grads = _op_backward(grad, *saved, ctx.kernel_size, ctx.dilation, ctx.scale, ctx.softmax)
+    return (*(None if x is None else g for x, g in zip(saved, grads)), None, None, None, None)
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+refuse_double_backward(_op_backward)

@@ -1,7 +1,10 @@
 """Outlook attention: weights of a neighbourhood that come straight from its centre, without queries and keys (VOLO)."""
 
+import torch
 from torch import Tensor
 
+from ..checks import check_tensors
+from ..dispatch import choose_triton, refuse_double_backward
 from .reference import outlook_attention_reference
 
 __all__ = ["outlook_attention"]
@@ -35,8 +38,9 @@ def outlook_attention(
         (B, H, W, num_heads, head_dim), contiguous, in the dtype of `v`.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("outlook_attention", dict(v=v), dict(logits=logits))
     if v.dim() != 5:
         raise ValueError(
             f"outlook_attention expects v of shape (B, H, W, num_heads, head_dim), but got {tuple(v.shape)}."
@@ -58,4 +62,47 @@ def outlook_attention(
             f"outlook_attention expects logits of shape {expected} for v {tuple(v.shape)}, kernel_size {kernel_size}, "
             f"padding {padding} and stride {stride}, but got {tuple(logits.shape)}."
         )
+    if choose_triton("outlook_attention", v):
+        factor = v.shape[4] ** -0.5 if scale is None else scale
+        return _op(logits, v, kernel_size, padding, stride, factor)[0]
     return outlook_attention_reference(logits, v, kernel_size, padding, stride, scale)
+
+
+@torch.library.custom_op("zoo::outlook_attention", mutates_args=())
+def _op(logits: Tensor, v: Tensor, kernel_size: int, padding: int, stride: int, scale: float) -> tuple[Tensor, Tensor]:
+    from .fused import forward  # Triton is imported at the first launch
+
+    return forward(logits, v, kernel_size, padding, stride, scale)
+
+
+@_op.register_fake
+def _(logits, v, kernel_size, padding, stride, scale):
+    return v.new_empty(v.shape), v.new_empty(logits.shape[:5], dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::outlook_attention_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor, logits: Tensor, v: Tensor, lse: Tensor, kernel_size: int, padding: int, stride: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    from .fused import backward
+
+    return backward(grad, logits, v, lse, kernel_size, padding, stride, scale)
+
+
+@_op_backward.register_fake
+def _(grad, logits, v, lse, kernel_size, padding, stride, scale):
+    return logits.new_empty(logits.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    logits, v, *ctx.settings = inputs
+    ctx.save_for_backward(logits, v, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    return *_op_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+refuse_double_backward(_op_backward)

@@ -49,8 +49,8 @@ def _add_windows(windows: Tensor, size: tuple[int, int], padding: int, stride: i
     reach = -(-kernel_size // stride)
     down, right = (rows + reach - 1) * stride, (columns + reach - 1) * stride
     x = windows.permute(0, 1, 4, 2, 5, 3, 6).flatten(5)  # (B, rows, k, columns, k, C)
-    x = _add_along(x, reach, stride).view(batch, rows, kernel_size, right * num_heads * head_dim)
-    x = _add_along(x, reach, stride).view(batch, down, right, num_heads, head_dim)
+    x = _add_along(x, reach, stride).reshape(batch, rows, kernel_size, right * num_heads * head_dim)
+    x = _add_along(x, reach, stride).reshape(batch, down, right, num_heads, head_dim)
     bottom, end = padding + size[0] - down, padding + size[1] - right
     return F.pad(x, (0, 0, 0, 0, -padding, end, -padding, bottom))
 

@@ -1,7 +1,10 @@
 """Attention from each region of a map to the regions that were chosen for it: BiFormer."""
 
+import torch
 from torch import Tensor
 
+from ..checks import check_tensors
+from ..dispatch import DEBUG, choose_triton, is_transformed, refuse_double_backward
 from .reference import routed_attention_reference
 
 __all__ = ["routed_attention"]
@@ -23,9 +26,11 @@ def routed_attention(
         (B, H, W, num_heads, head_dim), contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected. Routes out
+            of range, too, on a CPU; on a GPU, which would have to be waited for, if BACKBONES_KERNELS_DEBUG=1 is set.
     """
     rows, columns = (regions, regions) if isinstance(regions, int) else regions
+    check_tensors("routed_attention", dict(q=q, k=k, v=v))
     if q.dim() != 5 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             "routed_attention expects q, k and v of one shape (B, H, W, num_heads, head_dim), but got "
@@ -43,4 +48,74 @@ def routed_attention(
         )
     if routes.is_floating_point() or routes.is_complex():
         raise ValueError(f"routed_attention expects routes of an integer type, but got {routes.dtype}.")
+    if routes.device != q.device:
+        raise ValueError(
+            f"routed_attention expects all tensors on one device, but got q on {q.device}, routes on {routes.device}."
+        )
+    if DEBUG or routes.device.type == "cpu":
+        _check_routes(routes, rows * columns)
+    if choose_triton("routed_attention", q):
+        factor = q.shape[4] ** -0.5 if scale is None else scale
+        return _op(q, k, v, routes, rows, columns, factor)[0]
     return routed_attention_reference(q, k, v, routes, (rows, columns), scale)
+
+
+def _check_routes(routes: Tensor, regions: int) -> None:
+    if routes.numel() == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(routes):
+        return
+    lowest, highest = (int(x) for x in routes.aminmax())
+    if lowest < 0 or highest >= regions:
+        raise ValueError(
+            f"routed_attention expects routes to regions 0 to {regions - 1}, but got {lowest} to {highest}."
+        )
+
+
+@torch.library.custom_op("zoo::routed_attention", mutates_args=())
+def _op(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    from .fused import forward  # Triton is imported at the first launch
+
+    return forward(q, k, v, routes, rows, columns, scale)
+
+
+@_op.register_fake
+def _(q, k, v, routes, rows, columns, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::routed_attention_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .fused import backward
+
+    return backward(grad, q, k, v, routes, out, lse, rows, columns, scale)
+
+
+@_op_backward.register_fake
+def _(grad, q, k, v, routes, out, lse, rows, columns, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.rows, ctx.columns, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    return *_op_backward(grad, *ctx.saved_tensors, ctx.rows, ctx.columns, ctx.scale), None, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+refuse_double_backward(_op_backward)

@@ -1,7 +1,13 @@
 """Attention inside (shifted) windows of a map: Swin, and every family with a window-local branch."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
+from ..checks import check_tensors
+from ..dispatch import choose_triton, refuse_double_backward
+from ..settings import TILE
 from .reference import window_attention_reference
 
 __all__ = ["window_attention"]
@@ -39,8 +45,9 @@ def window_attention(
         (B, H, W, num_heads, head_dim) for the H and W of k and v, contiguous.
 
     Raises:
-        ValueError: shapes that do not belong together; says which and what was expected.
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
     """
+    check_tensors("window_attention", dict(q=q, k=k, v=v), dict(bias=bias, pad_key=pad_key, pad_value=pad_value))
     queries = (k.shape[0], *window_size, *k.shape[3:]) if shared_query else k.shape
     if k.dim() != 5 or k.shape != v.shape or q.shape != queries:
         expected = f"q of shape {queries} and k and v" if shared_query and k.dim() == 5 else "q, k and v"
@@ -59,4 +66,75 @@ def window_attention(
     ):
         if value is not None and value.shape != expected:
             raise ValueError(f"window_attention expects {name} of shape {expected}, but got {tuple(value.shape)}.")
+    if choose_triton("window_attention", k):
+        factor = head_dim**-0.5 if scale is None else scale
+        return _op(q, k, v, bias, pad_key, pad_value, window_size, shift, factor, shared_query)[0]
     return window_attention_reference(q, k, v, window_size, shift, bias, scale, pad_key, pad_value, shared_query)
+
+
+@torch.library.custom_op("zoo::window_attention", mutates_args=())
+def _op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    pad_key: Tensor | None,
+    pad_value: Tensor | None,
+    window_size: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    shared_query: bool,
+) -> tuple[Tensor, Tensor]:
+    from .fused import forward  # Triton is imported at the first launch
+
+    return forward(q, k, v, bias, pad_key, pad_value, window_size, shift, scale, shared_query)
+
+
+@_op.register_fake
+def _(q, k, v, bias, pad_key, pad_value, window_size, shift, scale, shared_query):
+    rows = k.shape[:4] if window_size[0] * window_size[1] > TILE else (0,)
+    return k.new_empty(k.shape), k.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::window_attention_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    pad_key: Tensor | None,
+    pad_value: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    window_size: Sequence[int],
+    shift: Sequence[int],
+    scale: float,
+    shared_query: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .fused import backward
+
+    return backward(grad, q, k, v, bias, pad_key, pad_value, out, lse, window_size, shift, scale, shared_query)
+
+
+@_op_backward.register_fake
+def _(grad, q, k, v, bias, pad_key, pad_value, out, lse, window_size, shift, scale, shared_query):
+    # No optional results in a schema: what is None has a gradient of no elements.
+    return tuple(k.new_empty(0) if x is None else x.new_empty(x.shape) for x in (q, k, v, bias, pad_key, pad_value))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.window_size, ctx.shift, ctx.scale, ctx.shared_query = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+    settings = (ctx.window_size, ctx.shift, ctx.scale, ctx.shared_query)
+    saved = ctx.saved_tensors  # once: checkpointing gives them once
+    grads = _op_backward(grad, *saved, *settings)
+    return (*(None if x is None else g for x, g in zip(saved, grads)), None, None, None, None)
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+refuse_double_backward(_op_backward)

@@ -1,0 +1,85 @@
+"""Tools of the zoo: python -m backbones list | info | tune."""
+
+import argparse
+import json
+import signal
+import sys
+from typing import NoReturn
+
+import torch
+
+from .errors import InputError
+from .kernels import workloads
+from .kernels.settings import gpu_class
+from .registry import list_models, model_info
+
+
+def fail(message: str) -> NoReturn:
+    """End as programs do for wrong usage or input."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def list_command(options: argparse.Namespace) -> None:
+    names = list_models(options.pattern, pretrained=options.pretrained)
+    if not names:
+        fail(f"No model is named like {options.pattern!r}. Leave the pattern out for all names.")
+    print("\n".join(names))
+
+
+def info_command(options: argparse.Namespace) -> None:
+    print(json.dumps(model_info(options.name), indent=2, default=str))
+
+
+def tune_command(options: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        fail("Launch settings are measured on a GPU, and PyTorch sees none.")
+    from triton.testing import do_bench
+
+    from .kernels.tune import tune
+
+    chosen = [w for w in workloads.WORKLOADS if options.match in f"{w.operator} {w.name}"]
+    if not chosen:
+        fail(f"No workload has {options.match!r} in its name; the operators are called *_attention and *_aggregate.")
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def milliseconds(run) -> float:
+        return do_bench(run, warmup=10, rep=40, return_mode="median")
+
+    best = tune(chosen, options.batch, getattr(torch, options.dtype), device, milliseconds)
+    print("\nFor TUNED in kernels/settings.py:\n")
+    print(f'    "{gpu_class(device)}": {{')
+    for kernel, found in sorted(best.items()):
+        print(f'        "{kernel}": dict({", ".join(f"{n}={v}" for n, v in found.items())}),')
+    print("    },")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m backbones", description="Tools of the zoo.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="names of models")
+    command.add_argument("pattern", nargs="?", default="*", help="such as 'swin*'")
+    command.add_argument("--pretrained", action="store_true", help="only those with published weights, with their tags")
+    command.set_defaults(run=list_command)
+
+    command = commands.add_parser("info", help="parameters, multiply-adds, strides and weights of a model, as JSON")
+    command.add_argument("name", help="a name, or one with a tag")
+    command.set_defaults(run=info_command)
+
+    command = commands.add_parser("tune", help="measure better launch settings for the Triton kernels; needs a GPU")
+    command.add_argument("--match", default="", help="only workloads with this in their operator or name")
+    command.add_argument("--batch", type=int, default=64)
+    command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    command.set_defaults(run=tune_command)
+
+    options = parser.parse_args()
+    try:
+        options.run(options)
+    except InputError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program quietly
+    main()
