@@ -53,7 +53,10 @@ def padded(head_dim: int) -> int:
 
 def precision(x: Tensor) -> str:
     """Of products of float32 numbers: exact, unless PyTorch is allowed TF32 for its own."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    if chosen == "none":  # not set apart from all other products
+        chosen = torch.backends.fp32_precision
+    return "tf32" if x.is_cuda and chosen == "tf32" else "ieee"
 
 
 def launch(kernel, programs: int, x: Tensor, *args, **options) -> None:

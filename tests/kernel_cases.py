@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backbones.kernels.dispatch import use
 from backbones.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention
 from backbones.kernels.outlook import outlook_attention
 from backbones.kernels.routed import routed_attention
 from backbones.kernels.window import window_attention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -180,6 +183,22 @@ def draw(operator: str, seed: int) -> Case:
         return outlook_case(**common, **shape, kernel=kernel, padding=padding, stride=side(1, 4))
     regions = (side(1, 4), side(1, 3))
     return routed_case(**common, regions=regions, size=(side(1, 4), side(1, 4)), top_k=side(1, 5))
+
+
+def relative(x, expected) -> float:
+    """Mismatch relative to the expected tensor, whose elements count as at least 0.1: some gradients are zero."""
+    x, expected = x.cpu().double(), expected.cpu().double()
+    return float((x - expected).norm() / expected.norm().clamp(min=0.1 * max(1, x.numel()) ** 0.5))
+
+
+def check(case: Case, dtype: torch.dtype, limit: float) -> None:
+    with use("reference"):
+        out, grads = case.run(torch.float64)
+    with use("triton"):
+        found, found_grads = case.run(dtype, DEVICE)
+    assert found.shape == out.shape and found.dtype == dtype and found.is_contiguous()
+    mismatch = {"out": relative(found, out)} | {n: relative(found_grads[n], g) for n, g in grads.items()}
+    assert all(v <= limit for v in mismatch.values()), (case, mismatch)
 
 
 OPERATORS = (

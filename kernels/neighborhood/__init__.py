@@ -118,22 +118,18 @@ def _aggregate_on_meta(weights: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, values).view(v.shape)
 
 
-@torch.library.custom_op("zoo::neighborhood", mutates_args=())
-def _op(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    bias: Tensor | None,
-    weights: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    softmax: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attention of q to k, or aggregation by `weights`."""
+# Attention of q to k, with or without a bias, or aggregation by weights; the others are None.
+_INPUTS = "Tensor? q, Tensor? k, Tensor v, Tensor? bias, Tensor? weights"
+_SETTINGS = "int kernel_size, int dilation, float scale, bool softmax"
+
+
+@torch.library.custom_op(
+    "zoo::neighborhood", mutates_args=(), schema=f"({_INPUTS}, {_SETTINGS}) -> (Tensor out, Tensor lse)"
+)
+def _op(*arguments) -> tuple[Tensor, Tensor]:
     from .fused import forward  # Triton is imported at the first launch
 
-    return forward(q, k, v, bias, weights, kernel_size, dilation, scale, softmax)
+    return forward(*arguments)
 
 
 @_op.register_fake
@@ -141,24 +137,16 @@ def _(q, k, v, bias, weights, kernel_size, dilation, scale, softmax):
     return v.new_empty(v.shape), v.new_empty(v.shape[:4] if softmax else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::neighborhood_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor,
-    bias: Tensor | None,
-    weights: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    kernel_size: int,
-    dilation: int,
-    scale: float,
-    softmax: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "zoo::neighborhood_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, {_SETTINGS}) -> "
+    "(Tensor q, Tensor k, Tensor v, Tensor bias, Tensor weights)",
+)
+def _op_backward(*arguments) -> tuple[Tensor, ...]:
     from .fused import backward
 
-    return backward(grad, q, k, v, bias, weights, out, lse, kernel_size, dilation, scale, softmax)
+    return backward(*arguments)
 
 
 @_op_backward.register_fake

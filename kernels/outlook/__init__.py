@@ -68,11 +68,18 @@ def outlook_attention(
     return outlook_attention_reference(logits, v, kernel_size, padding, stride, scale)
 
 
-@torch.library.custom_op("zoo::outlook_attention", mutates_args=())
-def _op(logits: Tensor, v: Tensor, kernel_size: int, padding: int, stride: int, scale: float) -> tuple[Tensor, Tensor]:
+_SETTINGS = "int kernel_size, int padding, int stride, float scale"
+
+
+@torch.library.custom_op(
+    "zoo::outlook_attention",
+    mutates_args=(),
+    schema=f"(Tensor logits, Tensor v, {_SETTINGS}) -> (Tensor out, Tensor lse)",
+)
+def _op(*arguments) -> tuple[Tensor, Tensor]:
     from .fused import forward  # Triton is imported at the first launch
 
-    return forward(logits, v, kernel_size, padding, stride, scale)
+    return forward(*arguments)
 
 
 @_op.register_fake
@@ -80,13 +87,15 @@ def _(logits, v, kernel_size, padding, stride, scale):
     return v.new_empty(v.shape), v.new_empty(logits.shape[:5], dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::outlook_attention_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor, logits: Tensor, v: Tensor, lse: Tensor, kernel_size: int, padding: int, stride: int, scale: float
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "zoo::outlook_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor logits, Tensor v, Tensor lse, {_SETTINGS}) -> (Tensor logits, Tensor v)",
+)
+def _op_backward(*arguments) -> tuple[Tensor, Tensor]:
     from .fused import backward
 
-    return backward(grad, logits, v, lse, kernel_size, padding, stride, scale)
+    return backward(*arguments)
 
 
 @_op_backward.register_fake

@@ -70,13 +70,16 @@ def _check_routes(routes: Tensor, regions: int) -> None:
         )
 
 
-@torch.library.custom_op("zoo::routed_attention", mutates_args=())
-def _op(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, rows: int, columns: int, scale: float
-) -> tuple[Tensor, Tensor]:
+_INPUTS, _SETTINGS = "Tensor q, Tensor k, Tensor v, Tensor routes", "int rows, int columns, float scale"
+
+
+@torch.library.custom_op(
+    "zoo::routed_attention", mutates_args=(), schema=f"({_INPUTS}, {_SETTINGS}) -> (Tensor out, Tensor lse)"
+)
+def _op(*arguments) -> tuple[Tensor, Tensor]:
     from .fused import forward  # Triton is imported at the first launch
 
-    return forward(q, k, v, routes, rows, columns, scale)
+    return forward(*arguments)
 
 
 @_op.register_fake
@@ -84,22 +87,15 @@ def _(q, k, v, routes, rows, columns, scale):
     return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::routed_attention_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routes: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rows: int,
-    columns: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "zoo::routed_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, {_SETTINGS}) -> (Tensor q, Tensor k, Tensor v)",
+)
+def _op_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     from .fused import backward
 
-    return backward(grad, q, k, v, routes, out, lse, rows, columns, scale)
+    return backward(*arguments)
 
 
 @_op_backward.register_fake

@@ -1,7 +1,5 @@
 """Attention inside (shifted) windows of a map: Swin, and every family with a window-local branch."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -72,22 +70,17 @@ def window_attention(
     return window_attention_reference(q, k, v, window_size, shift, bias, scale, pad_key, pad_value, shared_query)
 
 
-@torch.library.custom_op("zoo::window_attention", mutates_args=())
-def _op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    pad_key: Tensor | None,
-    pad_value: Tensor | None,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    shared_query: bool,
-) -> tuple[Tensor, Tensor]:
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? pad_key, Tensor? pad_value"
+_SETTINGS = "int[] window_size, int[] shift, float scale, bool shared_query"
+
+
+@torch.library.custom_op(
+    "zoo::window_attention", mutates_args=(), schema=f"({_INPUTS}, {_SETTINGS}) -> (Tensor out, Tensor lse)"
+)
+def _op(*arguments) -> tuple[Tensor, Tensor]:
     from .fused import forward  # Triton is imported at the first launch
 
-    return forward(q, k, v, bias, pad_key, pad_value, window_size, shift, scale, shared_query)
+    return forward(*arguments)
 
 
 @_op.register_fake
@@ -96,25 +89,16 @@ def _(q, k, v, bias, pad_key, pad_value, window_size, shift, scale, shared_query
     return k.new_empty(k.shape), k.new_empty(rows, dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::window_attention_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    pad_key: Tensor | None,
-    pad_value: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    scale: float,
-    shared_query: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "zoo::window_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, {_SETTINGS}) -> "
+    "(Tensor q, Tensor k, Tensor v, Tensor bias, Tensor pad_key, Tensor pad_value)",
+)
+def _op_backward(*arguments) -> tuple[Tensor, ...]:
     from .fused import backward
 
-    return backward(grad, q, k, v, bias, pad_key, pad_value, out, lse, window_size, shift, scale, shared_query)
+    return backward(*arguments)
 
 
 @_op_backward.register_fake
