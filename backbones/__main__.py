@@ -34,18 +34,12 @@ def info_command(options: argparse.Namespace) -> None:
 def tune_command(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         fail("Launch settings are measured on a GPU, and PyTorch sees none.")
-    from triton.testing import do_bench
-
-    from .kernels.tune import tune
+    from .kernels.tune import milliseconds, tune
 
     chosen = [w for w in workloads.WORKLOADS if options.match in f"{w.operator} {w.name}"]
     if not chosen:
         fail(f"No workload has {options.match!r} in its name; the operators are called *_attention and *_aggregate.")
     device = torch.device("cuda", torch.cuda.current_device())
-
-    def milliseconds(run) -> float:
-        return do_bench(run, warmup=10, rep=40, return_mode="median")
-
     best = tune(chosen, options.batch, getattr(torch, options.dtype), device, milliseconds)
     print("\nFor TUNED in kernels/settings.py:\n")
     print(f'    "{gpu_class(device)}": {{')

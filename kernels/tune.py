@@ -71,6 +71,13 @@ def tune(
         settings.TUNED[gpu] = before
 
 
+def milliseconds(run: Callable[[], object]) -> float:
+    """Median time of a call on a GPU."""
+    from triton.testing import do_bench
+
+    return do_bench(run, warmup=10, rep=40, return_mode="median")
+
+
 def _passes(workload: Workload, batch: int, dtype: torch.dtype, device: torch.device) -> list[Callable[[], object]]:
     """The forward pass of a workload, and its backward pass alone."""
     inputs = {n: x.detach().requires_grad_() for n, x in workload.tensors(batch, dtype, device).items()}

@@ -21,16 +21,16 @@ def official_file(case, path: Path) -> Path:
     return path
 
 
-LARGE = ("volo_d4_224", "swin_b_384")  # minutes on a CPU
+LARGE = ("volo_d4_224", "swin_b_384", "biformer_s", "biformer_t_336", "davit_s", "gcvit_s", "nat_s", "overlock_t")
 
 
 def with_dtypes(cases: list[Path]) -> list:
-    """By default every case but the large ones in float64, and one of each family in float32."""
-    first = {path.parent: path for path in reversed(cases)}
+    """By default every case but those of large models or images in float64, and one of each family in float32."""
+    first = {path.parent: path for path in reversed(cases) if not path.stem.startswith(LARGE)}
     parameters = []
     for path in cases:
         for dtype in (torch.float64, torch.float32):
-            fast = path.stem not in LARGE and (dtype == torch.float64 or path in first.values())
+            fast = not path.stem.startswith(LARGE) and (dtype == torch.float64 or path in first.values())
             name = f"{path.stem}-{str(dtype).removeprefix('torch.')}"
             parameters.append(pytest.param(path, dtype, id=name, marks=() if fast else pytest.mark.slow))
     return parameters
