@@ -153,6 +153,17 @@ def test_a_loss_of_both_heads_reaches_every_parameter():
         torch.testing.assert_close(model.aux_head[1](model.aux_head[0](overview)), model.aux_head[1].fc(pooled))
 
 
+def test_an_auxiliary_head_that_is_not_trained_has_no_gradient_but_zero():
+    """Data-parallel training asks for the gradient of every parameter."""
+    model = backbones.create_model("overlock_xt", num_classes=7, **SHALLOW).train()
+    images = torch.randn(2, 3, 32, 32)
+    logits = model(images)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad.count_nonzero() == 0 for p in model.aux_head.parameters())
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images), rtol=1e-2, atol=1e-2)
+
+
 def test_auxiliary_head_follows_the_classifier(official, tmp_path, caplog):
     with caplog.at_level("INFO"):
         model = backbones.create_model("overlock_xt", checkpoint_path=official, num_classes=7, aux_head=True, **SHALLOW)

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite, calculate_drop_path_rates
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..attention import ContextMixing
 from ..backbone import Backbone, Stage, check_images
@@ -37,6 +37,8 @@ from ..layers import (
 from ..registry import register_family
 
 log = logging.getLogger(__name__)
+
+fx.wrap("check_images")  # its arithmetic on sizes is not for symbolic tracing
 
 NANO = dict(kernel_sizes=(7, 7, 5, 5), head_width=256, stem_stride=2, img_size=32, aux_head=False)
 VARIANTS = {
@@ -132,7 +134,7 @@ class OverLoCK(Backbone):
         stem_stride: stride of the first stage, 4 or 2 pixels.
         reparameterized: build the merged form, in which a large convolution is one kernel. For inference.
         aux_head: the overview net's classifier. True: a training forward returns `WithAuxiliary`. False: there is none.
-            None: it is there, as in the released files, and unused.
+            None: it is there, as in the released files, and its gradient is zero.
         img_size: nominal image size, in pixels; nothing in the network depends on it.
         drop_path_rate: drop probability of the last block; rises linearly from 0 through base, overview and focus net.
     """
@@ -244,11 +246,13 @@ class OverLoCK(Backbone):
         return self.forward_nets(images, last)[0]
 
     def forward(self, x: Tensor) -> Tensor | WithAuxiliary:
-        if not (self.training and self.auxiliary and self.aux_head is not None):
+        if not self.training or self.aux_head is None:
             return super().forward(x)
         check_images(x, self.in_chans, self.min_size)
         maps, overview = self.forward_nets(x, 3)
-        return WithAuxiliary(self.forward_head(self.norm(maps[3])), self.aux_head(overview))
+        logits, aux_logits = self.forward_head(self.norm(maps[3])), self.aux_head(overview)
+        # Left out, its parameters would have no gradient, which data-parallel training takes for a mistake.
+        return WithAuxiliary(logits, aux_logits) if self.auxiliary else logits + 0 * aux_logits
 
     def dense_output(self, stage: int, x: Tensor) -> Tensor:
         return x if stage in (1, 3) else super().dense_output(stage, x)  # 1 and 3 leave `forward_nets` normed
