@@ -46,12 +46,8 @@ class use:
         _choice = self.before
 
 
-def choose_triton(operator: str, x: Tensor, unsupported: str | None = None) -> bool:
-    """Whether Triton runs an operator on tensors like `x`, (…, head_dim).
-
-    Args:
-        operator: name for messages.
-        unsupported: a limit of the operator's own that these arguments exceed, as a sentence's part; None if none does.
+def choose_triton(operator: str, x: Tensor) -> bool:
+    """Whether Triton runs an operator, by its name for messages, on tensors like `x`, (…, head_dim).
 
     Raises:
         ValueError: Triton is asked for and cannot run this; says why.
@@ -63,7 +59,7 @@ def choose_triton(operator: str, x: Tensor, unsupported: str | None = None) -> b
     # Exported programs hold operators of PyTorch only, and transformations such as vmap know only those.
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed(x):
         return False
-    reason = unsupported or _obstacle(x)
+    reason = _obstacle(x)
     if reason and _choice == "triton":
         raise ValueError(
             f"The Triton kernels of {operator} were asked for, but {reason}. Leave the choice to the operator with "

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..settings import settings
+from ..settings import TILE, settings
 from ..tiles import dense_channels, launch, load_tile, padded, precision, store_tile, strides_of
 
 
@@ -216,7 +216,7 @@ def _cut(q: Tensor, routes: Tensor, rows: int, columns: int) -> tuple[int, tuple
     batch, height, width, heads, head_dim = q.shape
     top_k = routes.shape[2]
     tokens = height // rows * (width // columns)
-    size, others = min(64, padded(tokens)), min(64, padded(top_k * tokens))
+    size, others = min(TILE, padded(tokens)), min(TILE, padded(top_k * tokens))
     programs = batch * rows * columns * -(-tokens // size) * heads
     geometry = (batch, top_k, heads, rows, columns, height // rows, width // columns)
     return programs, geometry, dict(

@@ -123,8 +123,11 @@ def backward(
 
 def new_gradients(inputs: tuple[Tensor | None, ...], shared_query: bool) -> list[Tensor | None]:
     """Of q, unless all windows share it, k and v."""
-    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3]]
-    return [None, *gradients[1:]] if shared_query else gradients
+    q, k, v = inputs[:3]
+    return [
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (None if shared_query else q, k, v)
+    ]
 
 
 def new_sums(count: int, like: Tensor, *shape: int) -> Tensor:
