@@ -13,7 +13,7 @@ train: .venv/.core  ## train the default backbone on the embedded digits and eva
 test: .venv/.dev  ## lint and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: .venv/.dev  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

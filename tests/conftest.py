@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# Before torch is imported, and for the programs that tests start: workers beside one another share the cores.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // WORKERS)))
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # Triton reads this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

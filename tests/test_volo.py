@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import backbones
 from backbones import InputError
-from backbones.families.volo import TokenLogits, random_box, take_from_reversed
-from backbones.layers import GridPosition
+from backbones.families.volo import TokenLogits
+from backbones.layers import GridPosition, random_box, take_from_reversed
 
 
 def officially_named(model) -> dict[str, torch.Tensor]:

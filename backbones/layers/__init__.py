@@ -12,6 +12,7 @@ from .position import RelativePositionBias, resize_bicubic
 from .positioned import PositionedBlock
 from .precision import no_autocast
 from .pyramid import ConvReduction, PatchMerging, PatchStem, pad_to_multiple
+from .token_mixing import random_box, take_from_reversed
 
 __all__ = [
     "ChannelScale",
@@ -40,5 +41,7 @@ __all__ = [
     "is_traced",
     "no_autocast",
     "pad_to_multiple",
+    "random_box",
     "resize_bicubic",
+    "take_from_reversed",
 ]
