@@ -15,7 +15,7 @@ from backbones import InputError
 from backbones.checkpoints import read_metadata
 from train import CONFIGS, build_task, check_classes, register_schemas, saved_config, with_free_backbone
 from training.commandline import ending_well
-from training.data import BadImageError, BadImages, Loader, evaluation_transform, open_image
+from training.data import BadImageError, BadImages, Loader, Picture, evaluation_transform
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, choose_device, evaluate
 
 PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
@@ -107,7 +107,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
 def classify(task, config, file: str) -> None:
     """Print the likeliest classes of one picture."""
     try:
-        picture = open_image(file, config.data.channels)
+        picture = Picture.read(file, config.data.channels).image()
     except BadImageError as error:
         raise InputError(f"The picture {file} cannot be read ({error}).") from error
     for name, probability in task.predict(evaluation_transform(config.data)(picture)):

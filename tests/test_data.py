@@ -14,8 +14,8 @@ from training.data import (
     Digits,
     ImageFolder,
     Loader,
+    Picture,
     evaluation_transform,
-    open_image,
     training_transform,
 )
 from training.data.decode import BadImageError
@@ -56,25 +56,25 @@ def test_digits_are_split_stratified_and_never_shared():
     assert not {train.name(i) for i in range(len(train))} & {val.name(i) for i in range(len(val))}
     counts = np.bincount([val.target(i) for i in range(len(val))])
     assert counts.min() >= 34 and counts.max() <= 37
-    assert train.image(0).size == (32, 32) and train.classes == list("0123456789")
+    assert train.picture(0).image().size == (32, 32) and train.classes == list("0123456789")
 
 
 def test_folders_are_read_as_imagenet_is_laid_out(folder):
     train, val = ImageFolder(root=str(folder)).splits()
     assert train.classes == val.classes == ["dark", "light"]
     assert [train.target(i) for i in range(len(train))] == [0] * 6 + [1] * 6
-    assert train.image(3).size == (50, 43) and train.name(7).endswith("train/light/1.jpg")
+    assert train.picture(3).image().size == (50, 43) and train.name(7).endswith("train/light/1.jpg")
 
 
 def test_grey_scale_and_colour(folder):
     file = folder / "train/dark/0.jpg"
-    assert open_image(file, 1).mode == "L" and open_image(file, 3).mode == "RGB"
+    assert Picture.read(file, 1).image().mode == "L" and Picture.read(file, 3).image().mode == "RGB"
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("L", "png"), ("P", "png"), ("RGBA", "webp")])
 def test_pictures_of_any_kind_become_rgb(tmp_path, mode, suffix):
     Image.new("RGB", (20, 30), (200, 100, 50)).convert(mode).save(tmp_path / f"x.{suffix}")
-    picture = open_image(tmp_path / f"x.{suffix}", 3)
+    picture = Picture.read(tmp_path / f"x.{suffix}", 3).image()
     assert picture.mode == "RGB" and picture.size == (20, 30)
 
 
@@ -83,7 +83,7 @@ def test_unreadable_pictures(folder, content):
     file = folder / "train/dark/0.jpg"
     file.write_bytes(file.read_bytes()[:400] if content == "cut" else content)
     with pytest.raises(BadImageError):
-        open_image(file, 3)
+        Picture.read(file, 3).image()
 
 
 @pytest.mark.parametrize("data", ["digits", "folder"])

@@ -64,7 +64,7 @@ def test_evaluating_any_checkpoint(call, run_folder, tmp_path):
 
 def test_classifying_one_picture(call, run_folder, tmp_path):
     _, val = Digits().splits()
-    val.image(0).save("digit.png")
+    val.picture(0).image().save("digit.png")
     lines = call(evaluation, f"run={run_folder}", "image=digit.png").splitlines()
     assert len(lines) == 5
     shares = [float(re.match(r"\s*([\d.]+)%  \d$", line)[1]) for line in lines]

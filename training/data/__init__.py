@@ -1,6 +1,6 @@
 """From samples to batches: sources, transforms, and a sample stream that depends on (seed, epoch, index) alone."""
 
-from .decode import BadImageError, open_image
+from .decode import BadImageError, Picture
 from .digits import Digits
 from .imagefolder import ImageFolder
 from .loader import BadImages, Batch, Loader
@@ -19,8 +19,8 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Loader",
+    "Picture",
     "Source",
     "evaluation_transform",
-    "open_image",
     "training_transform",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from .decode import Picture
 from .settings import DataSettings, Source
 
 SPLIT_SEED = 0  # of the 80/20 split, which is the same in every run
@@ -22,8 +23,8 @@ class DigitsSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def image(self, index: int) -> Image.Image:
-        return self._images[index]
+    def picture(self, index: int) -> Picture:
+        return Picture(self._images[index], channels=1)
 
     def target(self, index: int) -> int:
         return int(self._labels[index])

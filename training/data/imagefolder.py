@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL.Image import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from backbones.errors import InputError
 
-from .decode import open_image
+from .decode import Picture
 from .settings import DataSettings, Source
 
 
@@ -26,8 +25,8 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def image(self, index: int) -> Image:
-        return open_image(self._files[index][0], self.channels)
+    def picture(self, index: int) -> Picture:
+        return Picture.read(self._files[index][0], self.channels)
 
     def target(self, index: int) -> int:
         return self._files[index][1]

@@ -124,7 +124,7 @@ class _Samples(Dataset):
         bad = []
         for _ in range(len(self.source) if self.seed is not None else 1):
             try:
-                image = self.source.image(index)
+                image = self.source.picture(index).image()
             except BadImageError as error:
                 bad.append((self.source.name(index), str(error)))
                 index = (index + 1) % len(self.source)

@@ -4,21 +4,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from PIL.Image import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from backbones.errors import InputError
 
+from .decode import Picture
+
 
 class Source(Protocol):
-    """One split of a data set: decoded pictures by index, each with a label and a name."""
+    """One split of a data set: pictures by index, each with a label and a name."""
 
     classes: list[str]  # label to name
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image:
-        """The picture, decoded. Raises BadImageError."""
+    def picture(self, index: int) -> Picture:
+        """The picture, not decoded yet. Raises BadImageError where there is none."""
 
     def target(self, index: int) -> int:
         """Its label."""

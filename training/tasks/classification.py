@@ -129,10 +129,10 @@ class Classification(nn.Module):
         confusion.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
         wrong = torch.nonzero(predicted != targets).flatten()
         wrong = wrong[confidence[wrong].argsort(descending=True)]
-        errors = [
-            (source.image(int(indices[i])), self.classes[targets[i]], self.classes[predicted[i]], float(confidence[i]))
-            for i in wrong[:25].tolist()
-        ]
+        errors = []
+        for i in wrong[:25].tolist():
+            picture = source.picture(int(indices[i])).image()
+            errors.append((picture, self.classes[targets[i]], self.classes[predicted[i]], float(confidence[i])))
         return [
             confusion_picture(folder / "confusion.png", confusion, self.classes),
             errors_picture(folder / "errors.png", errors, wrong=len(wrong), total=len(targets)),
