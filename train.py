@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from training.data import (
 )
 from training.engine import (
     LOGGERS,
+    Checkpoints,
     EmaSettings,
     OptimizerSettings,
     Reporter,
@@ -36,9 +38,16 @@ from training.engine import (
     ScheduleSettings,
     Session,
     TrainerSettings,
+    barrier,
+    broadcast,
     choose_device,
     find_unfinished,
     fit,
+    is_sharded,
+    joined,
+    rank,
+    restarted,
+    world_size,
 )
 from training.seeding import seed_everything
 from training.tasks import TASKS, RegularizeSettings
@@ -91,9 +100,23 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one."""
     config: TrainConfig = OmegaConf.to_object(cfg)
     device = choose_device(config.trainer.device)
-    reporter = Reporter(build_logger(name, settings) for name, settings in config.logger.items())
-    run = run or find_run(cfg)
-    resuming = run is not None and run.last.exists()
+    with joined(device, config.trainer.timeout):
+        train_together(cfg, config, device, run)
+
+
+def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, run: RunFolder | None) -> None:
+    """`train` in one of the processes that torchrun started, or in the only one; the first of them writes."""
+    first = rank() == 0
+    loggers = [build_logger(name, settings) for name, settings in config.logger.items()] if first else []
+    reporter = Reporter(loggers, quiet=not first)
+    run = run or broadcast(find_run(cfg) if first else None)
+    sharded = is_sharded(config.trainer)
+    resuming = run is not None and Checkpoints(run.checkpoints, sharded).exist()
+    if run is not None and run.metrics.exists() and not resuming:
+        raise InputError(
+            f"The run in {run.path} has finished epochs, but {run.checkpoints} holds no checkpoint to go on from. "
+            "Put it back, or start a new run in another run_dir."
+        )
     train_loader, val_loader = build_loaders(config, device)
     seed_everything(config.seed, "weights")
     # A resumed run has its weights; those it once started from may be gone.
@@ -112,19 +135,24 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     )
 
     # Only now that most of what can be wrong has been found is there a folder.
-    run = run or RunFolder.create(config.run_dir, config.name, config_text(cfg))
-    with run.locked():
+    if run is None:
+        run = broadcast(RunFolder.create(config.run_dir, config.name, config_text(cfg)) if first else None)
+    checkpoints = Checkpoints(run.checkpoints, sharded)
+    with run.locked() if first else nullcontext():
         reporter.note(f"{config.backbone['name']} on {config.data.name}, in {run.path}")
         if resuming:
             check_classes(run.best, train_loader.source.classes)
-            session.restore(run.last)
+            session.restore(checkpoints)
             reporter.note(f"Resumed at epoch {session.progress.epoch + 1}, step {session.progress.step}.")
-        run.write_config(config_text(cfg))
-        run.summary.unlink(missing_ok=True)  # a finished run that goes on is unfinished
-        reporter.start(OmegaConf.to_container(cfg, resolve=True), run.path)
-        result = fit(task, train_loader, val_loader, session, run, reporter)
+        barrier()  # until every process has read what the first one is about to change
+        if first:
+            run.write_config(config_text(cfg))
+            run.summary.unlink(missing_ok=True)  # a finished run that goes on is unfinished
+            reporter.start(OmegaConf.to_container(cfg, resolve=True), run.path)
+        result = fit(task, train_loader, val_loader, session, run, checkpoints, reporter)
         summary = dict(task=config.task["name"], backbone=config.backbone["name"], data=config.data.name) | result
-        run.write_json("summary.json", summary)
+        if first:
+            run.write_json("summary.json", summary)
         reporter.finish(summary)
     pictures = ", ".join(path.name for path in sorted(run.path.glob("*.png")))
     reporter.note(
@@ -136,8 +164,11 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
 
 
 def find_run(cfg: DictConfig) -> RunFolder | None:
-    """With resume=auto: the run in run_dir, or else the newest unfinished one of the same configuration."""
-    if cfg.resume != "auto":
+    """With resume=auto: the run in run_dir, or else the newest unfinished one of the same configuration.
+
+    A process that torchrun starts again after a failure goes on, whatever it was told at first.
+    """
+    if cfg.resume != "auto" and not restarted():
         return None
     if cfg.run_dir is None:
         run = find_unfinished(Path("runs") / cfg.name, config_text(cfg))
@@ -193,6 +224,9 @@ def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Lo
         bad_images=BadImages(data.max_bad_images),
         workers=data.workers,
         pin_memory=device.type == "cuda",
+        timeout=config.trainer.timeout,
+        rank=rank(),
+        processes=world_size(),
     )
     train_loader = Loader(train_source, training_transform(data, config.recipe.augment), seed=config.seed, **common)
     return train_loader, Loader(val_source, evaluation_transform(data), **common)

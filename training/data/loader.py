@@ -1,15 +1,19 @@
-"""Batches of pictures, the same whatever the number of workers and wherever a run was interrupted."""
+"""Batches of pictures, the same whatever the number of workers and processes, and wherever a run was interrupted."""
 
 import logging
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
 
 from ..seeding import seed_everything
 from .decode import BadImageError
@@ -17,6 +21,8 @@ from .settings import Source
 from .transforms import Transform
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 30  # seconds without a batch after which it is said
 
 
 class Batch(NamedTuple):
@@ -47,12 +53,25 @@ class BadImages:
 
 
 class Loader:
-    """Batches of one split.
+    """Batches of one split, or this process's share of them.
+
+    The stream of batches is cut from one order of all pictures, and dealt to the processes in turn: batch n of
+    process r is number n * processes + r. So a step sees the same pictures whatever the number of processes, as long as
+    their batches make up as many.
 
     With a seed, it is a training loader: the order is a permutation by (seed, epoch), the draws of a picture's
-    augmentation depend on (seed, epoch, index) alone, an unreadable picture is replaced by the next readable one, and
-    a last batch that is not full is left out. Without one, it goes through the split once, in order, and an
-    unreadable picture is left out.
+    augmentation depend on (seed, epoch, index, copy) alone, and a last round of batches that is not full is left out.
+    Without one, it goes through the split in order, and where pictures are too few for the last round, a process sees
+    the first picture again: whoever counts goes by `indices`. In the place of an unreadable picture stands the next
+    readable one.
+
+    Args:
+        workers: processes that decode and augment; 0 does it in this one.
+        timeout: seconds to wait for a batch.
+        repeats: how often a picture occurs in a step, each time augmented anew (repeated augmentation,
+            arXiv:1902.05509); an epoch has as many pictures as without, so it sees fewer different ones.
+        step: pictures of one optimizer step, by all processes.
+        rank, processes: this one of how many.
     """
 
     def __init__(
@@ -64,14 +83,19 @@ class Loader:
         workers: int = 0,
         seed: int | None = None,
         pin_memory: bool = False,
+        timeout: float = 600,
+        repeats: int = 1,
+        step: int | None = None,
+        rank: int = 0,
+        processes: int = 1,
     ):
-        if seed is not None and batch_size > len(source):
+        if seed is not None and batch_size * processes > len(source):
             raise InputError(
-                f"A batch of {batch_size} is larger than the training set of {len(source)} pictures. "
+                f"A batch of {batch_size * processes} is larger than the training set of {len(source)} pictures. "
                 "Lower trainer.batch_size."
             )
-        self.source, self.batch_size, self.bad_images = source, batch_size, bad_images
-        self._keys = _Keys(len(source), batch_size, seed)
+        self.source, self.batch_size, self.bad_images, self.timeout = source, batch_size, bad_images, timeout
+        self._keys = _Keys(len(source), batch_size, seed, repeats, step or batch_size * processes, rank, processes)
         self._loader = DataLoader(
             _Samples(source, transform, seed),
             batch_sampler=self._keys,
@@ -83,34 +107,94 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches of this process in an epoch."""
         return self._keys.batches
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from number `start` on; those before are not decoded."""
+        """The batches of an epoch, from number `start` on; those before are not decoded.
+
+        Raises:
+            InputError: no batch came in time, a worker died, or too many pictures are unreadable.
+        """
         self._keys.epoch, self._keys.start = epoch, start
-        for batch, bad in self._loader:
+        batches = iter(self._loader)
+        while True:
+            with impatient(self.timeout):
+                try:
+                    batch, bad = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    raise InputError(
+                        f"A process that loads data has died ({first_line(error)}). It may have been out of memory: "
+                        "lower data.workers. The run can be resumed from its last checkpoint."
+                    ) from error
             for name, reason in bad:
                 self.bad_images.add(name, reason)
             if len(batch.targets):
                 yield batch
 
 
-class _Keys(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of each batch; carrying the epoch lets workers outlive it."""
+@contextmanager
+def impatient(timeout: float) -> Iterator[None]:
+    """Say so where the block takes long, and end it after `timeout` seconds with InputError.
 
-    def __init__(self, samples: int, batch_size: int, seed: int | None):
+    Only the main thread can have an alarm; in others the block takes as long as it takes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    started = time.monotonic()
+
+    def look(number: int, frame: FrameType | None) -> None:
+        seconds = time.monotonic() - started
+        if seconds >= timeout:
+            raise InputError(
+                f"No batch of pictures came within {timeout:.0f} seconds. Look whether the storage answers; if it is "
+                "only slow, raise trainer.timeout. The run can be resumed from its last checkpoint."
+            )
+        log.warning("No batch of pictures for %.0f seconds; still waiting.", seconds)
+
+    previous = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, min(PATIENCE, timeout), min(PATIENCE, timeout))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class _Keys(Sampler[list[tuple[int, int, int]]]):
+    """The (epoch, index, copy) of each picture of each batch; carrying the epoch lets workers outlive it."""
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int | None, repeats: int, step: int, rank: int, processes: int
+    ):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.batches = samples // batch_size if seed is not None else -(-samples // batch_size)
+        self.repeats, self.step, self.rank, self.processes = repeats, step, rank, processes
+        together = batch_size * processes
+        self.batches = samples // together if seed is not None else -(-samples // together)
         self.epoch = self.start = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = range(self.samples)
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order = [(self.epoch, index, 0) for index in range(self.samples)]
         if self.seed is not None:
             seed_everything(self.seed, "order", self.epoch)
-            order = torch.randperm(self.samples).tolist()
-        for i in range(self.start, self.batches):
-            yield [(self.epoch, index) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
+            order = self._repeated(torch.randperm(self.samples).tolist())
+        for n in range(self.start, self.batches):
+            first = (n * self.processes + self.rank) * self.batch_size
+            keys = order[first : first + self.batch_size] or order[:1]
+            # Mixup pairs a batch with itself reversed: so that the pairs, too, are the same whatever the size of a
+            # batch, neighbours in the order stand at opposite ends.
+            yield keys if self.seed is None else keys[::2] + keys[1::2][::-1]
+
+    def _repeated(self, indices: list[int]) -> list[tuple[int, int, int]]:
+        """The order with `repeats` copies of each picture in one step, all first copies, then all second ones, …"""
+        order = [(self.epoch, indices[i // self.repeats], i % self.repeats) for i in range(len(indices))]
+        steps = (order[i : i + self.step] for i in range(0, len(order), self.step))
+        return [key for keys in steps for key in sorted(keys, key=lambda key: key[2])]
 
 
 class _Samples(Dataset):
@@ -119,19 +203,18 @@ class _Samples(Dataset):
     def __init__(self, source: Source, transform: Transform, seed: int | None):
         self.source, self.transform, self.seed = source, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]):
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]):
+        epoch, index, copy = key
         bad = []
-        for _ in range(len(self.source) if self.seed is not None else 1):
+        for _ in range(len(self.source)):
             try:
-                image = self.source.picture(index).image()
+                picture = self.source.picture(index)
+                if self.seed is not None:
+                    seed_everything(self.seed, "sample", epoch, key[1], copy)
+                return self.transform(picture.image()), self.source.target(index), index, bad
             except BadImageError as error:
                 bad.append((self.source.name(index), str(error)))
                 index = (index + 1) % len(self.source)
-                continue
-            if self.seed is not None:
-                seed_everything(self.seed, "sample", epoch, key[1])
-            return self.transform(image), self.source.target(index), index, bad
         return None, 0, 0, bad
 
 
@@ -146,3 +229,4 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     """Ctrl-C reaches the whole group, but only the parent saves; and its handlers must not survive in a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,8 +1,11 @@
 """What runs a task: the loop, optimisation, checkpoints, the run folder, and what is said meanwhile."""
 
+from .checkpoints import Checkpoints
+from .distributed import barrier, broadcast, choose_device, gather, joined, rank, restarted, world_size
 from .loggers import LOGGERS
 from .loop import evaluate, fit
-from .optimization import Precision, choose_device
+from .optimization import Precision
+from .parallel import is_sharded
 from .reporter import Reporter
 from .run_folder import RunFolder, find_unfinished
 from .session import Session
@@ -11,6 +14,7 @@ from .stopping import Interrupted
 
 __all__ = [
     "LOGGERS",
+    "Checkpoints",
     "EmaSettings",
     "Interrupted",
     "OptimizerSettings",
@@ -20,8 +24,16 @@ __all__ = [
     "ScheduleSettings",
     "Session",
     "TrainerSettings",
+    "barrier",
+    "broadcast",
     "choose_device",
     "evaluate",
     "find_unfinished",
     "fit",
+    "gather",
+    "is_sharded",
+    "joined",
+    "rank",
+    "restarted",
+    "world_size",
 ]

@@ -9,8 +9,11 @@ from backbones.errors import InputError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, called: Path | None = None) -> None:
     """Fill a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    Args:
+        called: what an error calls it, where that is another file.
 
     Raises:
         InputError: the disk refuses, because it is full, say; what was at `path` before is still there.
@@ -29,9 +32,10 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        kept = " The previous one is still there." if path.exists() else ""
+        called = called or path
+        kept = " The previous one is still there." if called.exists() else ""
         advice = " Make room on the disk, then resume the run." if error.errno in FULL else ""
-        raise InputError(f"{path} could not be written ({error}).{kept}{advice}") from error
+        raise InputError(f"{called} could not be written ({error}).{kept}{advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:

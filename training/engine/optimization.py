@@ -1,4 +1,4 @@
-"""Device, arithmetic, optimizer and schedule."""
+"""Arithmetic, optimizer and schedule."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from backbones.errors import InputError
@@ -15,15 +16,6 @@ from .settings import OptimizerSettings, ScheduleSettings
 
 SCHEDULES = ("cosine", "step", "poly")  # the others of timm need settings that are not here, or a newer timm
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"trainer.device is {name!r}, but must be auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("trainer.device is cuda, but PyTorch finds no GPU here. Use trainer.device=auto.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Precision:
@@ -41,14 +33,27 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: Optimizer, parameters: list[nn.Parameter], clip_grad: float | None) -> None:
-        """Clip the gradient's norm and update; fp16 steps with infinite gradients are left out."""
+    def step(
+        self, optimizer: Optimizer, parameters: list[nn.Parameter], clip_grad: float | None, wary: bool = False
+    ) -> Tensor:
+        """Clip the gradient's norm and update; fp16 steps with infinite gradients are left out.
+
+        Args:
+            wary: leave out a step whose gradient is not finite in any precision, for which it must be waited for.
+
+        Returns:
+            The norm before clipping, on the device.
+        """
         self.scaler.unscale_(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_grad is not None:
-            nn.utils.clip_grad_norm_(parameters, clip_grad)
-        self.scaler.step(optimizer)
-        self.scaler.update()
+            nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self.scaler.is_enabled() or not wary or norm.isfinite():
+            self.scaler.step(optimizer)
+            self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        return norm
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:

@@ -16,11 +16,12 @@ class Reporter:
     """Says everything once: to the console, and to the loggers.
 
     Args:
+        quiet: write nothing to the console, as all processes of a run but the first.
         loggers: objects with `start`, `epoch`, `pictures` and `finish`, such as those of `loggers.LOGGERS`.
     """
 
-    def __init__(self, loggers: Iterable = ()):
-        self.console = Console(soft_wrap=True, highlight=False)
+    def __init__(self, loggers: Iterable = (), quiet: bool = False):
+        self.console = Console(soft_wrap=True, highlight=False, quiet=quiet)
         self.loggers = list(loggers)
         self._columns: tuple[str, ...] = ()
         # What the packages log, a skipped picture say, is said the same way.

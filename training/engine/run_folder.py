@@ -23,7 +23,8 @@ class RunFolder:
         self.config, self.metrics, self.summary = (
             self.path / n for n in ("config.yaml", "metrics.csv", "summary.json")
         )
-        self.last, self.best = self.path / "checkpoints/last.pt", self.path / "checkpoints/best.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
 
     @classmethod
     def create(cls, path: str | Path | None, name: str, config: str) -> "RunFolder":
@@ -44,7 +45,7 @@ class RunFolder:
                 run.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"The run folder {path} cannot be made ({error}). Choose another run_dir.") from error
-        run.last.parent.mkdir(exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
         run.write_config(config)
         return run
 

@@ -17,6 +17,14 @@ class TrainerSettings:
         device: cuda, cpu, or auto: cuda where there is one.
         precision: fp32, or mixed with bf16 or fp16.
         compile: run the model through torch.compile.
+        strategy: of several processes: ddp, a copy of the model in each, or fsdp, a part of it in each.
+        bf16_gradients: of ddp: add gradients up in bfloat16, for half of the traffic.
+        cpu_offload: of fsdp: keep the parts in main memory.
+        timeout: seconds to wait for a batch, or for another process, before the run ends with an error.
+        save_minutes: time between two checkpoints within an epoch; there is always one at its end.
+        max_bad_steps: steps that may be left out because their loss or gradient is no number, before the run stops;
+            with 0 the first one stops it, and no step waits to see its own outcome.
+        profile: write a trace of a few steps, profile.json, for chrome://tracing or Perfetto.
     """
 
     epochs: int = 60
@@ -26,12 +34,32 @@ class TrainerSettings:
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
+    strategy: str = "ddp"
+    bf16_gradients: bool = False
+    cpu_offload: bool = False
+    timeout: float = 1800
+    save_minutes: float = 15
+    max_bad_steps: int = 10
+    profile: bool = False
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation_steps", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"trainer.{name} is {value}, but must be at least 1.")
+        if self.strategy not in ("ddp", "fsdp"):
+            raise InputError(f"trainer.strategy is {self.strategy!r}, but must be ddp or fsdp.")
+        if min(self.timeout, self.save_minutes) <= 0 or self.max_bad_steps < 0:
+            raise InputError(
+                "trainer.timeout and trainer.save_minutes must be above 0 and trainer.max_bad_steps not negative, but "
+                f"are {self.timeout}, {self.save_minutes} and {self.max_bad_steps}."
+            )
+        if self.cpu_offload and self.strategy != "fsdp":
+            raise InputError("trainer.cpu_offload keeps shards in main memory, so it needs trainer.strategy=fsdp.")
+        if self.bf16_gradients and self.strategy != "ddp":
+            raise InputError(
+                "trainer.bf16_gradients is of trainer.strategy=ddp; fsdp adds gradients up in float32. Leave it out."
+            )
 
 
 @dataclass

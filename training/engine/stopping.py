@@ -14,7 +14,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """While entered, Ctrl-C and SIGTERM only set `received`, to be looked at between two steps.
+    """While entered, Ctrl-C, SIGTERM and SIGUSR1 only set `received`, to be looked at between two steps.
 
     A second Ctrl-C stops at once, for whoever cannot wait for the step to end.
     """
@@ -24,7 +24,7 @@ class StopSignals:
         self._previous = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
