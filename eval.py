@@ -16,7 +16,8 @@ from backbones.checkpoints import read_metadata
 from train import CONFIGS, build_task, check_classes, register_schemas, saved_config, with_free_backbone
 from training.commandline import ending_well
 from training.data import BadImageError, BadImages, Loader, Picture, evaluation_transform
-from training.engine import Precision, Reporter, RunFolder, TrainerSettings, choose_device, evaluate
+from training.distributed import choose_device
+from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
 
 PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
 

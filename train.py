@@ -28,6 +28,7 @@ from training.data import (
     evaluation_transform,
     training_transform,
 )
+from training.distributed import barrier, broadcast, choose_device, joined, rank, restarted, world_size
 from training.engine import (
     LOGGERS,
     Checkpoints,
@@ -38,16 +39,9 @@ from training.engine import (
     ScheduleSettings,
     Session,
     TrainerSettings,
-    barrier,
-    broadcast,
-    choose_device,
     find_unfinished,
     fit,
     is_sharded,
-    joined,
-    rank,
-    restarted,
-    world_size,
 )
 from training.seeding import seed_everything
 from training.tasks import TASKS, RegularizeSettings

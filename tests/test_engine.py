@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from backbones import InputError
+from training.distributed import choose_device
 from training.engine import (
     EmaSettings,
     OptimizerSettings,
     RunFolder,
     ScheduleSettings,
     TrainerSettings,
-    choose_device,
     find_unfinished,
 )
 from training.engine.files import write_atomically

@@ -21,10 +21,10 @@ ALLOWED = {
     "backbones/attention": TORCH | {"backbones.attention", "backbones.layers", "backbones.kernels", "backbones.errors"},
     "training": TORCH | {"PIL", "rich", "matplotlib", "safetensors", "backbones", "training"},
     "training/data": TORCH | {"PIL", "simplejpeg", "sklearn", "backbones.errors", "training.data", "training.seeding"},
-    "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks"},
+    "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks", "training.distributed"},
     "training/engine": TORCH
     | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}
-    | {"backbones.errors", "backbones.checkpoints", "training.engine", "training.seeding"},
+    | {"backbones.errors", "backbones.checkpoints", "training.engine", "training.seeding", "training.distributed"},
     "": TORCH | {"hydra", "omegaconf", "yaml", "backbones", "training", "train"},
 }
 FILES = [p.relative_to(ROOT) for room in ("kernels", "backbones", "training") for p in (ROOT / room).rglob("*.py")]

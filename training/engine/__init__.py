@@ -1,7 +1,6 @@
 """What runs a task: the loop, optimisation, checkpoints, the run folder, and what is said meanwhile."""
 
 from .checkpoints import Checkpoints
-from .distributed import barrier, broadcast, choose_device, gather, joined, rank, restarted, world_size
 from .loggers import LOGGERS
 from .loop import evaluate, fit
 from .optimization import Precision
@@ -24,16 +23,8 @@ __all__ = [
     "ScheduleSettings",
     "Session",
     "TrainerSettings",
-    "barrier",
-    "broadcast",
-    "choose_device",
     "evaluate",
     "find_unfinished",
     "fit",
-    "gather",
     "is_sharded",
-    "joined",
-    "rank",
-    "restarted",
-    "world_size",
 ]

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from backbones.checkpoints import read_file
 from backbones.errors import InputError, first_line
 
-from .distributed import barrier, broadcast, rank
+from ..distributed import barrier, broadcast, rank
 from .files import write_atomically, write_text
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ import torch
 
 from backbones.checkpoints import read_checkpoint
 
+from ..distributed import barrier, rank, sum_later, world_size
 from .checkpoints import Checkpoints
 from .curves import curves_picture
-from .distributed import barrier, rank, sum_later, world_size
 from .optimization import Precision
 from .parallel import load_full_weights
 from .reporter import Reporter

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .distributed import world_size
+from ..distributed import world_size
 from .settings import TrainerSettings
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+# Columns that metrics.csv and the loggers have, and the console leaves out.
+FOR_FILES = ("grad_norm", "bad_steps", "data_wait", "step_ms_p50", "step_ms_p95", "peak_memory_bytes")
 LINE_SECONDS = 60  # between two lines about one epoch, where there is no terminal for a bar
 
 
@@ -68,10 +70,11 @@ class Reporter:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line of the table, with a heading before the first."""
-        if self._columns != tuple(row):
-            self._columns = tuple(row)
-            self.note("  ".join(f"{_heading(name):>10}" for name in row))
-        self.note("  ".join(f"{_format(name, value):>10}" for name, value in row.items()))
+        shown = {name: value for name, value in row.items() if name not in FOR_FILES}
+        if self._columns != tuple(shown):
+            self._columns = tuple(shown)
+            self.note("  ".join(f"{_heading(name):>10}" for name in shown))
+        self.note("  ".join(f"{_format(name, value):>10}" for name, value in shown.items()))
         for logger in self.loggers:
             logger.epoch(row)
 

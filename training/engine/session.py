@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError, first_line
 
+from ..distributed import rank, world_size
 from .checkpoints import Checkpoints, load_shards
-from .distributed import rank, world_size
 from .files import write_atomically
 from .optimization import PRECISIONS, Precision, build_optimizer, build_schedule
 from .parallel import full_weights, is_sharded, replicate, shard, share_buffers, unsynchronised

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from backbones.errors import InputError
 
+from ..distributed import rank, sum_later, world_size
 from ..seeding import seed_everything, seed_torch
 from .checkpoints import Checkpoints
-from .distributed import rank, sum_later, world_size
 from .profiling import profiled
 from .reporter import Reporter
 from .run_folder import RunFolder

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError
 
+from ..distributed import gather
 from .pictures import confusion_picture, errors_picture
 
 
@@ -104,8 +105,15 @@ class Classification(nn.Module):
         self._seen.append(tuple(t.cpu() for t in (batch.indices, targets, ranked, confidence, losses)))
 
     def compute_metrics(self) -> dict[str, float]:
-        """top1 and top5, as fractions, and the mean loss over everything since `start_evaluation`."""
-        _, targets, ranked, _, losses = self._outcome()
+        """top1 and top5, as fractions, and the mean loss over every picture that a process saw since the start."""
+        seen = [batch for each in gather(self._seen) for batch in each]
+        if not seen:
+            raise InputError("There was no picture to evaluate on: the validation set has none that can be read.")
+        outcome = [torch.cat(parts) for parts in zip(*seen)]
+        # Where a loader fills up its last round, or puts one picture in the place of another, that one comes twice.
+        first = {index: i for i, index in reversed(list(enumerate(outcome[0].tolist())))}
+        self._outcome = [part[[first[index] for index in sorted(first)]] for part in outcome]
+        _, targets, ranked, _, losses = self._outcome
         hits = ranked == targets[:, None]
         return {
             "top1": hits[:, 0].double().mean().item(),
@@ -123,7 +131,7 @@ class Classification(nn.Module):
 
     def write_pictures(self, folder: Path, source) -> list[Path]:
         """confusion.png and errors.png of the last evaluation, which was of `source`."""
-        indices, targets, ranked, confidence, _ = self._outcome()
+        indices, targets, ranked, confidence, _ = self._outcome
         predicted = ranked[:, 0]
         confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.long)
         confusion.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
@@ -151,8 +159,3 @@ class Classification(nn.Module):
     def _normalise(self, images: Tensor) -> Tensor:
         images = images.to(self.mean.device, non_blocking=True, memory_format=torch.channels_last)
         return (images.float() - self.mean) / self.std
-
-    def _outcome(self) -> tuple[Tensor, ...]:
-        if not self._seen:
-            raise InputError("There was no picture to evaluate on: the validation set has none that can be read.")
-        return tuple(torch.cat(parts) for parts in zip(*self._seen))
