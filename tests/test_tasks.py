@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from backbones import InputError
-from training.data import Batch
+from training.data import Batch, Picture
 from training.tasks import Classification, RegularizeSettings
 
 CLASSES = list("abcdefg")
@@ -27,8 +27,8 @@ class Flat(nn.Module):
 class Pictures:
     classes = CLASSES
 
-    def image(self, index):
-        return Image.new("L", (4, 4), index)
+    def picture(self, index):
+        return Picture(Image.new("L", (4, 4), index), channels=1)
 
 
 def task(**settings):
