@@ -42,7 +42,9 @@ def test_a_damaged_state_is_noticed_and_the_previous_one_used(saved, caplog, how
         damage(saved.last, how)
     assert Checkpoints(saved.folder).load()["number"] == 2
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ([] if how == "gone" else [f"{saved.last} is damaged: its checksum is not the one that was written."])
+    assert lines == (
+        [] if how == "gone" else [f"{saved.last} is damaged: its checksum is not the one that was written."]
+    )
 
 
 def test_without_a_whole_state_there_is_no_silent_beginning(saved):
