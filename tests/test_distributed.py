@@ -1,0 +1,147 @@
+"""Several processes: the same training, checkpoints for any number of them, and what may befall one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from backbones.checkpoints import read_checkpoint
+from training.engine import Checkpoints
+
+from .conftest import ROOT, rows_of
+
+COMMON = ["trainer.device=cpu", "recipe.regularize.mixup=0.8", "recipe.regularize.cutmix=1.0", "seed=1"]
+
+
+def start(folder, processes, *arguments, restarts=0):
+    """Start training in `folder` with so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command = [*launcher, f"--max-restarts={restarts}", ROOT / "tests/torchrun.py", folder, *COMMON, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder, processes, *arguments, code=0, **options):
+    """Train to the end; returns what was printed."""
+    folder.mkdir(exist_ok=True)
+    process = start(folder, processes, *arguments, **options)
+    output, _ = process.communicate(timeout=500)
+    assert code is None or process.returncode == code, output
+    return output
+
+
+def losses(folder, processes, accumulation):
+    """The loss of each step: the mean over all processes and parts."""
+    each = [torch.tensor([float(line) for line in open(folder / f"losses{rank}")]) for rank in range(processes)]
+    return torch.stack(each).unflatten(1, (-1, accumulation)).mean((0, 2))
+
+
+def size(batch, accumulation, **more):
+    return [f"trainer.batch_size={batch}", f"trainer.accumulation_steps={accumulation}", "run_dir=out"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A finished run of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    run(folder, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9")
+    return folder
+
+
+def same_weights(one, other):
+    states = [Checkpoints(folder / "out/checkpoints").load() for folder in (one, other)]
+    for part in ("model", "ema"):
+        assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
+    untimed = [
+        [{k: v for k, v in row.items() if k in ("epoch", "steps", "train_loss", "top1", "loss", "lr", "grad_norm")}]
+        for folder in (one, other)
+        for row in rows_of(folder / "out/metrics.csv")
+    ]
+    assert untimed[: len(untimed) // 2] == untimed[len(untimed) // 2 :]
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
+def test_the_same_training_in_any_number_of_processes(two, tmp_path, processes, accumulation):
+    """Drop path and mixing included: the draws are of the picture or of the part of a step, never of the process."""
+    batch = 64 // processes // accumulation
+    run(
+        tmp_path,
+        processes,
+        *size(batch, accumulation),
+        "trainer.epochs=3",
+        "trainer.max_steps=50",
+        "recipe.ema.decay=0.9",
+    )
+    expected = losses(two, 2, 1)
+    assert len(expected) == 50
+    worst = ((losses(tmp_path, processes, accumulation) - expected) / expected).abs().max()
+    assert worst < 1e-4
+    rows, others = (rows_of(folder / "out/metrics.csv") for folder in (tmp_path, two))
+    for row, other in zip(rows, others, strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=1e-4)
+        assert float(row["top1"]) == pytest.approx(float(other["top1"]), abs=0.006)  # two of 360 pictures
+
+
+def test_a_process_that_is_killed_is_started_again(two, tmp_path):
+    process = start(
+        tmp_path, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9", restarts=1
+    )
+    wait_for(tmp_path / "out/metrics.csv", process)
+    time.sleep(0.5)
+    kill_a_worker(process)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    assert "Resumed at epoch" in output
+    same_weights(tmp_path, two)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_pre_emption_of_the_launcher(two, tmp_path, number):
+    process = start(tmp_path, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9")
+    wait_for(tmp_path / "out/metrics.csv", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0 and "Nothing is lost" in output, output
+    run(tmp_path, 2, "resume=out")
+    same_weights(tmp_path, two)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 300
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists(), process.communicate()[0]
+
+
+def kill_a_worker(launcher):
+    children = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def test_sharded_training(two, tmp_path):
+    """FSDP computes what DDP does, and its checkpoints suit another number of processes."""
+    more = ["trainer.strategy=fsdp", "recipe.ema.decay=0.9", "trainer.max_steps=50"]
+    run(tmp_path, 2, *size(32, 1), *more, "trainer.epochs=2")
+    expected = losses(two, 2, 1)[:44]
+    assert ((losses(tmp_path, 2, 1) - expected) / expected).abs().max() < 1e-4
+    whole = read_checkpoint(tmp_path / "out/checkpoints/best.safetensors")
+    assert whole.keys() == read_checkpoint(two / "out/checkpoints/best.safetensors").keys()
+    for rank in range(2):
+        (tmp_path / f"losses{rank}").unlink()
+    output = run(tmp_path, 4, "resume=out", "trainer.batch_size=16", "trainer.epochs=3")
+    assert "Resumed at epoch 3, step 44" in output
+    expected = losses(two, 2, 1)[44:]
+    assert ((losses(tmp_path, 4, 1) - expected) / expected).abs().max() < 1e-3
+    output = run(tmp_path, 1, "resume=out", "trainer.batch_size=64", code=None)
+    assert "are sharded. Go on with trainer.strategy=fsdp" in output
