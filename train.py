@@ -39,9 +39,10 @@ from training.engine import (
     choose_device,
     find_unfinished,
     fit,
+    scale_rates,
 )
 from training.seeding import seed_everything
-from training.tasks import TASKS, RegularizeSettings
+from training.tasks import TASKS, TeachingSettings
 
 CONFIGS = str(Path(__file__).parent / "configs")
 GROUPS = tuple(path.name for path in Path(CONFIGS).iterdir() if path.is_dir())
@@ -49,14 +50,26 @@ PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and n
 
 
 @dataclass
-class Recipe:
-    """How to teach: one section for each part of the program that it concerns."""
+class Recipe(TeachingSettings):
+    """How to teach: one section for each part of the program that it concerns.
 
+    Args:
+        reference_batch_size: pictures per optimizer step that the learning rates are written for. Other numbers scale
+            them all (`optimizer.lr`, `schedule.warmup_lr`, `schedule.min_lr`) linearly; None takes them as they are.
+    """
+
+    reference_batch_size: int | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    regularize: RegularizeSettings = field(default_factory=RegularizeSettings)
+
+    def __post_init__(self):
+        if self.reference_batch_size is not None and self.reference_batch_size < 1:
+            raise InputError(
+                f"recipe.reference_batch_size is {self.reference_batch_size}, but must be at least 1 (or null for "
+                "learning rates as they are written)."
+            )
 
 
 @dataclass
@@ -66,7 +79,7 @@ class TrainConfig:
     name: str = MISSING
     backbone: dict[str, Any] = MISSING
     data: Any = MISSING
-    task: dict[str, str] = MISSING
+    task: dict[str, Any] = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -94,20 +107,23 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
     reporter = Reporter(build_logger(name, settings) for name, settings in config.logger.items())
     run = run or find_run(cfg)
     resuming = run is not None and run.last.exists()
+    if not task_class(config).trains:
+        raise InputError(f"task={config.task['name']} has nothing to train; evaluate it: python eval.py task=…")
     train_loader, val_loader = build_loaders(config, device)
     seed_everything(config.seed, "weights")
     # A resumed run has its weights; those it once started from may be gone.
     start = dict(pretrained=False, checkpoint_path="") if resuming else {}
     task = build_task(config, train_loader.source.classes, **start).to(device)
     recipe = config.recipe
+    images_per_step = config.trainer.batch_size * config.trainer.accumulation_steps
+    rates = scale_rates(recipe.optimizer, recipe.schedule, images_per_step, recipe.reference_batch_size)
     session = Session(
         task.model,
         device,
         len(train_loader),
         config.seed,
         config.trainer,
-        recipe.optimizer,
-        recipe.schedule,
+        *rates,
         recipe.ema,
     )
 
@@ -198,14 +214,20 @@ def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Lo
     return train_loader, Loader(val_source, evaluation_transform(data), **common)
 
 
-def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
-    """The task around the backbone; `backbone` adds to the configured keywords."""
+def task_class(config) -> type:
+    """The class of the task that a configuration names."""
     if config.task["name"] not in TASKS:
         raise InputError(f"There is no task {config.task['name']!r}; there is: {', '.join(TASKS)}.")
+    return TASKS[config.task["name"]]
+
+
+def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
+    """The task around the backbone; `backbone` adds to the configured keywords."""
+    kind = task_class(config)
     for keyword in ("num_classes", "features_only", "out_indices", "dense"):
         if keyword in config.backbone:
             raise InputError(f"backbone.{keyword} follows from the task and the data; leave it out.")
-    defaults = dict(num_classes=len(classes), in_chans=config.data.channels, img_size=config.data.img_size)
+    defaults = dict(in_chans=config.data.channels, img_size=config.data.img_size) | kind.backbone_keywords(classes)
     keywords = defaults | config.backbone | backbone
     name = keywords.pop("name")
     try:
@@ -216,8 +238,12 @@ def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
         raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
     if config.data.img_size < model.min_size:
         raise InputError(f"{name} takes pictures of at least {model.min_size} pixels, but data.img_size is smaller.")
-    regularize = getattr(config, "recipe", Recipe()).regularize
-    return TASKS[config.task["name"]](model, classes, config.data.mean, config.data.std, regularize)
+    settings = getattr(config, "recipe", TeachingSettings())
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    try:
+        return kind(model, classes, config.data.mean, config.data.std, settings, **options)
+    except TypeError as error:
+        raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
 
 
 def check_classes(checkpoint: Path, classes: list[str]) -> None:

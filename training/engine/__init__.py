@@ -2,7 +2,7 @@
 
 from .loggers import LOGGERS
 from .loop import evaluate, fit
-from .optimization import Precision, choose_device
+from .optimization import Precision, choose_device, scale_rates
 from .reporter import Reporter
 from .run_folder import RunFolder, find_unfinished
 from .session import Session
@@ -24,4 +24,5 @@ __all__ = [
     "evaluate",
     "find_unfinished",
     "fit",
+    "scale_rates",
 ]

@@ -1,9 +1,9 @@
 """The training loop, read from top to bottom.
 
 A task is a module with `model`, `metric` (the name of what the best checkpoint is best in),
-`training_step(batch) -> losses`, `start_evaluation()`, `evaluation_step(batch)`, `compute_metrics() -> dict`,
-`write_pictures(folder, source)`, and `metadata() -> dict` to keep with the weights. A loader has a length, `source`,
-and `epoch(number, start)`, which yields batches; the loop never looks inside one.
+`start_epoch(epoch, epochs)`, `training_step(batch) -> losses`, `start_evaluation()`, `evaluation_step(batch)`,
+`compute_metrics() -> dict`, `write_pictures(folder, source)`, and `metadata() -> dict` to keep with the weights. A
+loader has a length, `source`, and `epoch(number, start)`, which yields batches; the loop never looks inside one.
 """
 
 import math
@@ -119,6 +119,7 @@ def _train_epoch(task, loader, session: Session, run: RunFolder, reporter: Repor
     # The last step, its rate and its loss: looked at one step later, when a GPU has it ready, so that no step waits.
     pending: tuple[int, float, Tensor] | None = None
     task.train()
+    task.start_epoch(progress.epoch, session.trainer.epochs)
 
     clock = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{session.trainer.epochs}"
@@ -133,7 +134,7 @@ def _train_epoch(task, loader, session: Session, run: RunFolder, reporter: Repor
             part_loss = sum(losses.values()) / parts
             session.precision.backward(part_loss)
             loss += part_loss.detach()
-        session.precision.step(session.optimizer, parameters, session.clip_grad)
+        session.precision.step(session.optimizer, parameters, session.clip_grad, session.clip_mode)
         if session.ema is not None:
             session.ema.update(task.model, step=progress.step)
         _account(session, pending, run)

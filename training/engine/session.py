@@ -62,7 +62,7 @@ class Session:
         self.total_steps = trainer.epochs * self.progress.steps_per_epoch
         if trainer.max_steps is not None:
             self.total_steps = min(self.total_steps, trainer.max_steps)
-        self.clip_grad = optimizer.clip_grad
+        self.clip_grad, self.clip_mode = optimizer.clip_grad, optimizer.clip_mode
         self.precision = Precision(trainer.precision, device)
         self.optimizer = build_optimizer(model, optimizer)
         self.schedule = build_schedule(self.optimizer, schedule, self.total_steps, self.progress.steps_per_epoch)
