@@ -41,6 +41,7 @@ from training.engine import (
     fit,
     scale_rates,
 )
+from training.rehearsal import few, rehearsals
 from training.seeding import seed_everything
 from training.tasks import TASKS, TeachingSettings
 
@@ -100,7 +101,17 @@ def register_schemas(**more: type) -> None:
         ConfigStore.instance().store(group="schema", name=name, node=node)
 
 
-def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
+def rehearse(cfg: DictConfig) -> None:
+    """Train as configured with trainer.rehearse=true: every phase of the recipe, in minutes."""
+    nano = f"{backbones.model_info(cfg.backbone.name)['family']}_nano"
+    start, on_cpu = None, choose_device(cfg.trainer.device).type == "cpu"
+    for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, on_cpu):
+        if start is not None:
+            config["backbone"]["checkpoint_path"] = str(start.best)
+        start = train(with_types(OmegaConf.create(config)))
+
+
+def train(cfg: DictConfig, run: RunFolder | None = None) -> RunFolder:
     """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one."""
     config: TrainConfig = OmegaConf.to_object(cfg)
     device = choose_device(config.trainer.device)
@@ -149,6 +160,7 @@ def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
         f"Weights:      {run.best}\n"
         f"Try a file:   python eval.py run={run.path} image=FILE"
     )
+    return run
 
 
 def find_run(cfg: DictConfig) -> RunFolder | None:
@@ -193,17 +205,22 @@ def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
             saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
     except YAMLError as error:
         raise InputError(f"{folder / 'config.yaml'} is damaged ({first_line(error)}).") from error
+    return with_types(saved)
+
+
+def with_types(config: DictConfig) -> DictConfig:
+    """A configuration from a file or a dictionary with the types that a composed one has."""
     schema = OmegaConf.structured(TrainConfig)
-    if saved.data.name not in DATASETS:
-        raise InputError(f"There is no data set {saved.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
-    schema.data = OmegaConf.structured(DATASETS[saved.data.name])
-    return OmegaConf.merge(schema, saved)
+    if config.data.name not in DATASETS:
+        raise InputError(f"There is no data set {config.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
+    schema.data = OmegaConf.structured(DATASETS[config.data.name])
+    return OmegaConf.merge(schema, config)
 
 
 def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Loader]:
     """The training and the validation loader."""
     data = config.data
-    train_source, val_source = data.splits()
+    train_source, val_source = few(*data.splits()) if config.trainer.rehearse else data.splits()
     common = dict(
         batch_size=config.trainer.batch_size,
         bad_images=BadImages(data.max_bad_images),
@@ -270,7 +287,7 @@ def with_free_backbone(override: str) -> str:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
-        train(cfg)
+        rehearse(cfg) if cfg.trainer.rehearse else train(cfg)
 
 
 def main(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ class TrainerSettings:
         device: cuda, cpu, or auto: cuda where there is one.
         precision: fp32, or mixed with bf16 or fp16.
         compile: run the model through torch.compile.
+        rehearse: run every phase of the recipe in minutes, with a nano backbone, few pictures and few epochs.
     """
 
     epochs: int = 60
@@ -26,6 +27,7 @@ class TrainerSettings:
     device: str = "auto"
     precision: str = "fp32"
     compile: bool = False
+    rehearse: bool = False
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation_steps", "max_steps"):
