@@ -6,7 +6,7 @@ from typing import Any
 from .data import Picture, Source
 
 SIZE, LARGER = 32, 48  # pixels, for recipes at 224 pixels and above
-PICTURES = 512  # for training, or a few more, so that there are 4 of each class; half as many for validation
+PICTURES = 256  # for training, or a few more, so that there are 4 of each class; half as many for validation
 KEPT = ("drop_path_rate", "token_labelling", "aux_head")  # of the backbone's keywords: they belong to the recipe
 
 
