@@ -12,7 +12,7 @@ import hydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
-from backbones.checkpoints import read_metadata
+from backbones.checkpoints import read_checkpoint, read_metadata
 from train import (
     CONFIGS,
     Recipe,
@@ -78,7 +78,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
         weights = dict(checkpoint_path="", pretrained=False)
     task = build_task(config, classes or source.classes, **weights).to(device).eval()
     if kind.whole_checkpoint:
-        task.load_weights(checkpoint)
+        task.load_weights(read_checkpoint(checkpoint))
     task.check_weights()
     precision = Precision(config.trainer.precision, device)
     bad_images = BadImages(config.data.max_bad_images)

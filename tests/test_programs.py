@@ -111,7 +111,7 @@ def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
     [
         (["backbone=swin_x"], r"Could not find 'backbone/swin_x'.*swin_nano"),
         (["data=nothing"], "Could not find 'data/nothing'.*digits; imagefolder"),
-        (["recipe=nothing"], "Could not find 'recipe/nothing'.*imagenet; small"),
+        (["recipe=nothing"], "Could not find 'recipe/nothing'.*imagenet; probe; small"),
         (["trainer.epoch=3"], "Could not override 'trainer.epoch'.*'epoch' not in"),
         (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer.*trainer.epochs"),
         (["seed=a"], "could not be converted to Integer.*seed"),

@@ -183,8 +183,8 @@ class Classification(nn.Module):
                 "to evaluate. Fine-tune them first: python train.py backbone.checkpoint_path=FILE …"
             )
 
-    def load_weights(self, checkpoint: Path) -> None:
-        """Take a checkpoint of this task that holds more than the backbone, which has its weights already."""
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Take the tensors of a checkpoint of this task, if there are more than the backbone's."""
 
     def _prepare(self, batch) -> tuple[Tensor, Tensor]:
         return self._normalise(batch.images), batch.targets.to(self.mean.device, non_blocking=True)

@@ -1,14 +1,12 @@
 """What frozen features are worth: a linear classifier on them, one with attention pooling, and nearest neighbours."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from backbones.checkpoints import read_checkpoint
 from backbones.errors import InputError
 
 from .classification import Classification
@@ -86,13 +84,13 @@ class LinearProbing(Classification):
     def make_probe(self, backbone: nn.Module, classes: int) -> Probe:
         return Probe(backbone, nn.Linear(backbone.head_hidden_size, classes))
 
-    def load_weights(self, checkpoint: Path) -> None:
+    def load_weights(self, state: dict[str, Tensor]) -> None:
         try:
-            self.model.load_state_dict(read_checkpoint(checkpoint))
+            self.model.load_state_dict(state)
         except RuntimeError as error:
             raise InputError(
-                f"The checkpoint {checkpoint} is not of a probe of this backbone. A backbone's own weights are "
-                "evaluated with task=knn or task=classification."
+                "The checkpoint is not of a probe of this backbone. A backbone's own weights are evaluated with "
+                "task=knn or task=classification."
             ) from error
 
 
