@@ -12,8 +12,17 @@ import hydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
-from backbones.checkpoints import read_metadata
-from train import CONFIGS, build_task, check_classes, register_schemas, saved_config, with_free_backbone
+from backbones.checkpoints import read_checkpoint, read_metadata
+from train import (
+    CONFIGS,
+    Recipe,
+    build_task,
+    check_classes,
+    register_schemas,
+    saved_config,
+    task_class,
+    with_free_backbone,
+)
 from training.commandline import ending_well
 from training.data import BadImageError, BadImages, Loader, Picture, evaluation_transform
 from training.distributed import choose_device
@@ -28,7 +37,7 @@ class EvalConfig:
 
     backbone: dict[str, Any] = MISSING
     data: Any = MISSING
-    task: dict[str, str] = MISSING
+    task: dict[str, Any] = MISSING
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     checkpoint: str | None = None
     image: str | None = None
@@ -40,6 +49,7 @@ def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> N
     """Evaluate a run's best weights, or another checkpoint, on the run's validation set, or on one picture."""
     run = RunFolder(folder)
     config = OmegaConf.to_object(saved_config(folder, overrides))
+    config.recipe = Recipe()  # how it was taught does not matter, and a teacher need not be built
     checkpoint = Path(given.get("checkpoint", run.best))
     if checkpoint == run.best and not run.best.is_file():
         raise InputError(f"The run in {folder} has no weights yet: {run.best} does not exist. Let it finish an epoch.")
@@ -55,36 +65,48 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     """
     reporter = Reporter()
     device = choose_device(config.trainer.device)
-    # A checkpoint of this project names its classes, so a picture needs no data.
-    classes = json.loads(read_metadata(checkpoint or "").get("classes", "null"))
+    kind = task_class(config)
+    # A checkpoint of this project names its classes, so a picture needs no data; nearest neighbours are of the data.
+    classes = json.loads(read_metadata(checkpoint or "").get("classes", "null")) if kind.trains else None
     if image is None or classes is None:
-        _, source = config.data.splits()
-        if checkpoint is not None:
+        train_source, source = config.data.splits()
+        if checkpoint is not None and kind.trains:
             check_classes(checkpoint, source.classes)
     weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
+    if kind.whole_checkpoint:
+        if checkpoint is None:
+            raise InputError(f"task={config.task['name']} evaluates what it trained: give run=PATH.")
+        weights = dict(checkpoint_path="", pretrained=False)
     task = build_task(config, classes or source.classes, **weights).to(device).eval()
-    if not task.model.get_classifier().weight.any():
-        raise InputError(
-            f"The weights have no classifier for the {len(task.classes)} classes of the data, so there is nothing to "
-            "evaluate. Fine-tune them first: python train.py backbone.checkpoint_path=FILE …"
+    if kind.whole_checkpoint:
+        task.load_weights(read_checkpoint(checkpoint))
+    task.check_weights()
+    precision = Precision(config.trainer.precision, device)
+    bad_images = BadImages(config.data.max_bad_images)
+
+    def loader_of(source) -> Loader:
+        return Loader(
+            source,
+            evaluation_transform(config.data),
+            config.trainer.batch_size,
+            bad_images,
+            config.data.workers,
+            pin_memory=device.type == "cuda",
         )
+
+    if not kind.trains:
+        reporter.note(f"Features of {len(train_source)} training pictures are taken …")
+        with precision.autocast():
+            task.memorise(loader_of(train_source).epoch())
     if image is not None:
         classify(task, config, image)
         return
 
     folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
     folder.mkdir(parents=True, exist_ok=True)
-    bad_images = BadImages(config.data.max_bad_images)
-    loader = Loader(
-        source,
-        evaluation_transform(config.data),
-        config.trainer.batch_size,
-        bad_images,
-        config.data.workers,
-        pin_memory=device.type == "cuda",
-    )
+    bad_images.reasons.clear()
     started = time.perf_counter()
-    metrics = evaluate(task, loader, Precision(config.trainer.precision, device), reporter)
+    metrics = evaluate(task, loader_of(source), precision, reporter)
     seconds = time.perf_counter() - started
     images = len(source) - len(bad_images.reasons)
     result = dict(

@@ -42,9 +42,11 @@ from training.engine import (
     find_unfinished,
     fit,
     is_sharded,
+    scale_rates,
 )
+from training.rehearsal import few, rehearsals
 from training.seeding import seed_everything
-from training.tasks import TASKS, RegularizeSettings
+from training.tasks import TASKS, TeachingSettings
 
 CONFIGS = str(Path(__file__).parent / "configs")
 GROUPS = tuple(path.name for path in Path(CONFIGS).iterdir() if path.is_dir())
@@ -52,14 +54,26 @@ PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and n
 
 
 @dataclass
-class Recipe:
-    """How to teach: one section for each part of the program that it concerns."""
+class Recipe(TeachingSettings):
+    """How to teach: one section for each part of the program that it concerns.
 
+    Args:
+        reference_batch_size: pictures per optimizer step that the learning rates are written for. Other numbers scale
+            them all (`optimizer.lr`, `schedule.warmup_lr`, `schedule.min_lr`) linearly; None takes them as they are.
+    """
+
+    reference_batch_size: int | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    regularize: RegularizeSettings = field(default_factory=RegularizeSettings)
+
+    def __post_init__(self):
+        if self.reference_batch_size is not None and self.reference_batch_size < 1:
+            raise InputError(
+                f"recipe.reference_batch_size is {self.reference_batch_size}, but must be at least 1 (or null for "
+                "learning rates as they are written)."
+            )
 
 
 @dataclass
@@ -69,7 +83,7 @@ class TrainConfig:
     name: str = MISSING
     backbone: dict[str, Any] = MISSING
     data: Any = MISSING
-    task: dict[str, str] = MISSING
+    task: dict[str, Any] = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -90,15 +104,27 @@ def register_schemas(**more: type) -> None:
         ConfigStore.instance().store(group="schema", name=name, node=node)
 
 
-def train(cfg: DictConfig, run: RunFolder | None = None) -> None:
+def rehearse(cfg: DictConfig) -> None:
+    """Train as configured with trainer.rehearse=true: every phase of the recipe, in minutes."""
+    nano = f"{backbones.model_info(cfg.backbone.name)['family']}_nano"
+    start, on_cpu = None, choose_device(cfg.trainer.device).type == "cpu"
+    for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, on_cpu):
+        if start is not None:
+            config["backbone"]["checkpoint_path"] = str(start.best)
+        start = train(with_types(OmegaConf.create(config)))
+
+
+def train(cfg: DictConfig, run: RunFolder | None = None) -> RunFolder:
     """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one."""
     config: TrainConfig = OmegaConf.to_object(cfg)
     device = choose_device(config.trainer.device)
+    if not task_class(config).trains:
+        raise InputError(f"task={config.task['name']} has nothing to train; evaluate it: python eval.py task=…")
     with joined(device, config.trainer.timeout):
-        train_together(cfg, config, device, run)
+        return train_together(cfg, config, device, run)
 
 
-def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, run: RunFolder | None) -> None:
+def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, run: RunFolder | None) -> RunFolder:
     """`train` in one of the processes that torchrun started, or in the only one; the first of them writes."""
     first = rank() == 0
     loggers = [build_logger(name, settings) for name, settings in config.logger.items()] if first else []
@@ -117,14 +143,15 @@ def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, r
     start = dict(pretrained=False, checkpoint_path="") if resuming else {}
     task = build_task(config, train_loader.source.classes, **start).to(device)
     recipe = config.recipe
+    images_per_step = config.trainer.batch_size * config.trainer.accumulation_steps * world_size()
+    rates = scale_rates(recipe.optimizer, recipe.schedule, images_per_step, recipe.reference_batch_size)
     session = Session(
         task.model,
         device,
         len(train_loader),
         config.seed,
         config.trainer,
-        recipe.optimizer,
-        recipe.schedule,
+        *rates,
         recipe.ema,
     )
 
@@ -155,6 +182,7 @@ def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, r
         f"Weights:      {run.best}\n"
         f"Try a file:   python eval.py run={run.path} image=FILE"
     )
+    return run
 
 
 def find_run(cfg: DictConfig) -> RunFolder | None:
@@ -202,17 +230,22 @@ def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
             saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
     except YAMLError as error:
         raise InputError(f"{folder / 'config.yaml'} is damaged ({first_line(error)}).") from error
+    return with_types(saved)
+
+
+def with_types(config: DictConfig) -> DictConfig:
+    """A configuration from a file or a dictionary with the types that a composed one has."""
     schema = OmegaConf.structured(TrainConfig)
-    if saved.data.name not in DATASETS:
-        raise InputError(f"There is no data set {saved.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
-    schema.data = OmegaConf.structured(DATASETS[saved.data.name])
-    return OmegaConf.merge(schema, saved)
+    if config.data.name not in DATASETS:
+        raise InputError(f"There is no data set {config.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
+    schema.data = OmegaConf.structured(DATASETS[config.data.name])
+    return OmegaConf.merge(schema, config)
 
 
 def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Loader]:
     """The training and the validation loader."""
     data = config.data
-    train_source, val_source = data.splits()
+    train_source, val_source = few(*data.splits()) if config.trainer.rehearse else data.splits()
     common = dict(
         batch_size=config.trainer.batch_size,
         bad_images=BadImages(data.max_bad_images),
@@ -226,14 +259,20 @@ def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Lo
     return train_loader, Loader(val_source, evaluation_transform(data), **common)
 
 
-def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
-    """The task around the backbone; `backbone` adds to the configured keywords."""
+def task_class(config) -> type:
+    """The class of the task that a configuration names."""
     if config.task["name"] not in TASKS:
         raise InputError(f"There is no task {config.task['name']!r}; there is: {', '.join(TASKS)}.")
+    return TASKS[config.task["name"]]
+
+
+def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
+    """The task around the backbone; `backbone` adds to the configured keywords."""
+    kind = task_class(config)
     for keyword in ("num_classes", "features_only", "out_indices", "dense"):
         if keyword in config.backbone:
             raise InputError(f"backbone.{keyword} follows from the task and the data; leave it out.")
-    defaults = dict(num_classes=len(classes), in_chans=config.data.channels, img_size=config.data.img_size)
+    defaults = dict(in_chans=config.data.channels, img_size=config.data.img_size) | kind.backbone_keywords(classes)
     keywords = defaults | config.backbone | backbone
     name = keywords.pop("name")
     try:
@@ -244,8 +283,12 @@ def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
         raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
     if config.data.img_size < model.min_size:
         raise InputError(f"{name} takes pictures of at least {model.min_size} pixels, but data.img_size is smaller.")
-    regularize = getattr(config, "recipe", Recipe()).regularize
-    return TASKS[config.task["name"]](model, classes, config.data.mean, config.data.std, regularize)
+    settings = getattr(config, "recipe", TeachingSettings())
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    try:
+        return kind(model, classes, config.data.mean, config.data.std, settings, **options)
+    except TypeError as error:
+        raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
 
 
 def check_classes(checkpoint: Path, classes: list[str]) -> None:
@@ -272,7 +315,7 @@ def with_free_backbone(override: str) -> str:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
-        train(cfg)
+        rehearse(cfg) if cfg.trainer.rehearse else train(cfg)
 
 
 def main(arguments: list[str]) -> None:

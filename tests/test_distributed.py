@@ -43,7 +43,8 @@ def run(folder, processes, *arguments, code=0, **options):
 
 def losses(folder, processes, accumulation):
     """The loss of each step: the mean over all processes and parts."""
-    each = [torch.tensor([float(line) for line in open(folder / f"losses{rank}")]) for rank in range(processes)]
+    texts = [(folder / f"losses{rank}").read_text() for rank in range(processes)]
+    each = [torch.tensor([float(line) for line in text.splitlines()]) for text in texts]
     return torch.stack(each).unflatten(1, (-1, accumulation)).mean((0, 2))
 
 

@@ -1,6 +1,7 @@
 """Files, run folders, schedules, precision and interruptions, each on its own."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from training.engine import (
     ScheduleSettings,
     TrainerSettings,
     find_unfinished,
+    scale_rates,
 )
 from training.engine.files import write_atomically
 from training.engine.optimization import Precision, build_optimizer, build_schedule
@@ -135,6 +137,92 @@ def test_the_rate_rises_then_falls_as_a_cosine():
     assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
 
 
+def rates_of(settings, total_steps=60, steps_per_epoch=10, lr=1.0):
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr)
+    schedule = build_schedule(optimizer, settings, total_steps, steps_per_epoch)
+    rates = []
+    for number in range(total_steps):
+        schedule.step_update(number)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_a_warm_up_may_hide_the_beginning_of_the_schedule():
+    settings = ScheduleSettings(warmup_epochs=2, warmup_lr=0.0, warmup_prefix=False, min_lr=0.0, cooldown_epochs=1)
+    rates = rates_of(settings)
+    assert rates[10] == pytest.approx(0.5)
+    for step in (20, 25, 49):
+        assert rates[step] == pytest.approx(0.5 + 0.5 * math.cos(math.pi * step / 50))
+    assert rates[50:] == [0.0] * 10
+
+
+def test_rates_may_change_between_epochs_alone():
+    settings = ScheduleSettings(warmup_epochs=2, warmup_lr=0.0, warmup_prefix=False, min_lr=0.0, by_epoch=True)
+    every_step = rates_of(ScheduleSettings(warmup_epochs=2, warmup_lr=0.0, warmup_prefix=False, min_lr=0.0))
+    assert rates_of(settings) == [every_step[step // 10 * 10] for step in range(60)]
+
+
+def test_rates_are_linear_in_the_pictures_per_step():
+    given = OptimizerSettings(lr=1e-3), ScheduleSettings(warmup_lr=1e-6, min_lr=1e-5)
+    assert scale_rates(*given, 1024, 1024) == given == scale_rates(*given, 256, None)
+    optimizer, schedule = scale_rates(*given, 256, 1024)
+    assert (optimizer.lr, schedule.warmup_lr, schedule.min_lr) == (2.5e-4, 2.5e-7, 2.5e-6)
+
+
+def test_some_parameters_have_another_peak():
+    settings = OptimizerSettings(lr=1e-2, lr_multipliers={"2.*": 0.1})
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    optimizer = build_optimizer(model, settings)
+    schedule = build_schedule(optimizer, ScheduleSettings(warmup_epochs=0, min_lr=1e-3), 10, 1)
+    peak = {}
+    for step in (9, 0):
+        schedule.step_update(step)
+        for group in optimizer.param_groups:
+            peak.update({id(parameter): (group["lr"], group["weight_decay"]) for parameter in group["params"]})
+    assert len(peak) == 6
+    assert peak[id(model[2].weight)] == pytest.approx((1e-3, 0.05)) and peak[id(model[2].bias)][1] == 0
+    assert peak[id(model[0].weight)] == pytest.approx((1e-2, 0.05))
+    with pytest.raises(InputError, match="the pattern 'head', but no parameter"):
+        build_optimizer(model, OptimizerSettings(lr_multipliers={"head": 0.1}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "muon", "sgd"])
+def test_optimizers_learn(name):
+    import backbones
+
+    model = backbones.create_model("swin_nano", in_chans=1, num_classes=2)
+    optimizer = build_optimizer(model, OptimizerSettings(name=name, lr=1e-3))
+    images, targets = torch.randn(8, 1, 32, 32), torch.arange(8) % 2
+    losses = []
+    for _ in range(5):
+        losses.append(nn.functional.cross_entropy(model(images), targets))
+        losses[-1].backward()
+        Precision("fp32", CPU).step(optimizer, list(model.parameters()), clip_grad=1.0)
+    assert losses[-1] < losses[0]
+
+
+def test_settings_reach_the_optimizer():
+    settings = OptimizerSettings(name="lamb", betas=[0.8, 0.9], eps=1e-5)
+    assert {(g["betas"], g["eps"]) for g in build_optimizer(nn.Linear(2, 2), settings).param_groups} == {
+        ((0.8, 0.9), 1e-5)
+    }
+    settings = OptimizerSettings(name="sgd", momentum=0.5)
+    assert build_optimizer(nn.Linear(2, 2), settings).param_groups[0]["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "limit", "expected"),
+    [("norm", 1.0, [0.6, 0.8]), ("value", 3.5, [3.0, 3.5]), ("agc", 0.1, [0.06, 0.08]), ("norm", 9.0, [3.0, 4.0])],
+)
+def test_ways_to_clip_a_gradient(mode, limit, expected):
+    weight = nn.Parameter(torch.tensor([[0.6, 0.8]]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    before = weight.detach().clone()
+    weight.grad = torch.tensor([[3.0, 4.0]])
+    Precision("fp32", CPU).step(optimizer, [weight], limit, mode)
+    torch.testing.assert_close(before - weight.detach(), torch.tensor([expected]))
+
+
 def test_max_steps_shortens_the_schedule():
     one = session(epochs=100, max_steps=25)
     assert one.total_steps == 25
@@ -167,6 +255,8 @@ def test_decay_spares_norms_and_biases_and_layers_learn_at_their_own_rate():
         ),
         (lambda: session(precision="fp8"), "precision is 'fp8', but must be one of fp32, bf16, fp16"),
         (lambda: choose_device("tpu"), "device is 'tpu', but must be auto, cpu or cuda"),
+        (lambda: OptimizerSettings(clip_mode="max"), "clip_mode is 'max', but must be norm, value or agc"),
+        (lambda: ScheduleSettings(cooldown_epochs=-1), "cooldown_epochs is -1, but must not be negative"),
         (lambda: TrainerSettings(batch_size=0), "trainer.batch_size is 0, but must be at least 1"),
     ],
 )

@@ -111,7 +111,7 @@ def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
     [
         (["backbone=swin_x"], r"Could not find 'backbone/swin_x'.*swin_nano"),
         (["data=nothing"], "Could not find 'data/nothing'.*digits; imagefolder"),
-        (["recipe=nothing"], "Could not find 'recipe/nothing'.*imagenet; small"),
+        (["recipe=nothing"], "Could not find 'recipe/nothing'.*imagenet; probe; small"),
         (["trainer.epoch=3"], "Could not override 'trainer.epoch'.*'epoch' not in"),
         (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer.*trainer.epochs"),
         (["seed=a"], "could not be converted to Integer.*seed"),
@@ -164,17 +164,12 @@ def test_help_and_configuration(run_program):
     assert "name: swin_t_in1k" in said and "auto_augment: rand-m9-mstd0.5-inc1" in said
 
 
-def test_every_configuration_composes_and_builds(call):
+def test_every_backbone_configuration_builds():
     for path in sorted((ROOT / "configs/backbone").glob("*.yaml")):
         config = OmegaConf.load(path)
         model = backbones.create_model(device="meta", **config)
         assert config.name == path.stem and model.num_classes == 1000
     assert {p.stem for p in (ROOT / "configs/backbone").glob("*.yaml")} == set(backbones.list_models())
-    for path in (ROOT / "configs/experiment").rglob("*.yaml"):
-        name = path.relative_to(ROOT / "configs/experiment").with_suffix("")
-        command, result, hardware = path.read_text().splitlines()[1:4]
-        assert command.startswith(f"# python train.py experiment={name}") and "%" in result and hardware.startswith("#")
-        call(train, f"experiment={name}", "--cfg", "job")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from backbones import InputError
 from training.data import Batch, Picture
-from training.tasks import Classification, RegularizeSettings
+from training.tasks import Classification, RegularizeSettings, TeachingSettings
 
 CLASSES = list("abcdefg")
 
@@ -31,9 +31,10 @@ class Pictures:
         return Picture(Image.new("L", (4, 4), index), channels=1)
 
 
-def task(**settings):
-    settings = dict(label_smoothing=0.0) | settings
-    return Classification(Flat(), CLASSES, [0.5], [0.25], RegularizeSettings(**settings))
+def task(model=None, sections=None, **settings):
+    regularize = RegularizeSettings(**dict(label_smoothing=0.0) | settings)
+    settings = TeachingSettings(regularize=regularize, **sections or {})
+    return Classification(model or Flat(), CLASSES, [0.5], [0.25], settings)
 
 
 def batch(count, start=0):

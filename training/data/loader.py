@@ -26,11 +26,18 @@ PATIENCE = 30  # seconds without a batch after which it is said
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 (B, channels, H, W), labels (B,), and their indices in the source (B,)."""
+    """Pictures uint8 (B, channels, H, W), labels (B,), and their indices in the source (B,).
+
+    With labels for every token also label_maps (B, 2, k, h, w), the scores and classes of the k likeliest classes all
+    over each whole picture, and crops (B, 5): what of it is seen, top, left, height and width as shares of the picture,
+    and 1 if it is flipped.
+    """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    label_maps: Tensor | None = None
+    crops: Tensor | None = None
 
 
 class BadImages:

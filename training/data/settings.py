@@ -37,7 +37,7 @@ class DataSettings(ABC):
         img_size: side of the square that the network sees, in pixels.
         channels: 1 for grey-scale, 3 for colour; pictures are converted.
         crop_pct: share of the resized picture's side that the evaluation crop keeps; `img_size / crop_pct` is the
-            length the short side is resized to.
+            length the short side is resized to. Above 1, the picture gets a black border.
         crop_mode: center, or squash: resize both sides to that length.
         interpolation: of resizing at evaluation: bilinear or bicubic.
         mean, std: of each channel, for pixels in [0, 1].
@@ -64,7 +64,7 @@ class DataSettings(ABC):
             "mean and std need a positive number per channel": len(self.mean) == len(self.std) == self.channels
             and min(self.std) > 0,
             "img_size must be at least 1": self.img_size >= 1,
-            "crop_pct must be above 0 and at most 1": 0 < self.crop_pct <= 1,
+            "crop_pct must be above 0 and at most 2": 0 < self.crop_pct <= 2,
             "crop_mode must be center or squash": self.crop_mode in ("center", "squash"),
             "interpolation must be bilinear or bicubic": self.interpolation in ("bilinear", "bicubic"),
             "workers and max_bad_images must not be negative": min(self.workers, self.max_bad_images) >= 0,

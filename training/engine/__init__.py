@@ -3,7 +3,7 @@
 from .checkpoints import Checkpoints
 from .loggers import LOGGERS
 from .loop import evaluate, fit
-from .optimization import Precision
+from .optimization import Precision, scale_rates
 from .parallel import is_sharded
 from .reporter import Reporter
 from .run_folder import RunFolder, find_unfinished
@@ -27,4 +27,5 @@ __all__ = [
     "find_unfinished",
     "fit",
     "is_sharded",
+    "scale_rates",
 ]

@@ -1,9 +1,9 @@
 """The training loop, read from top to bottom.
 
 A task is a module with `model`, `metric` (the name of what the best checkpoint is best in),
-`training_step(batch) -> losses`, `start_evaluation()`, `evaluation_step(batch)`, `compute_metrics() -> dict`,
-`write_pictures(folder, source)`, and `metadata() -> dict` to keep with the weights. A loader has a length, `source`,
-and `epoch(number, start)`, which yields batches; the loop never looks inside one.
+`start_epoch(epoch, epochs)`, `training_step(batch) -> losses`, `start_evaluation()`, `evaluation_step(batch)`,
+`compute_metrics() -> dict`, `write_pictures(folder, source)`, and `metadata() -> dict` to keep with the weights. A
+loader has a length, `source`, and `epoch(number, start)`, which yields batches; the loop never looks inside one.
 """
 
 import logging

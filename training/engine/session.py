@@ -68,7 +68,7 @@ class Session:
         self.total_steps = trainer.epochs * self.progress.steps_per_epoch
         if trainer.max_steps is not None:
             self.total_steps = min(self.total_steps, trainer.max_steps)
-        self.clip_grad = optimizer.clip_grad
+        self.clip_grad, self.clip_mode = optimizer.clip_grad, optimizer.clip_mode
         self.precision = Precision(trainer.precision, device)
         self.ema = None
         if ema.decay is not None:

@@ -1,6 +1,6 @@
 """What can be set about a run, apart from data and task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backbones.errors import InputError
 
@@ -25,6 +25,7 @@ class TrainerSettings:
         max_bad_steps: steps that may be left out because their loss or gradient is no number, before the run stops;
             with 0 the first one stops it, and no step waits to see its own outcome.
         profile: write a trace of a few steps, profile.json, for chrome://tracing or Perfetto.
+        rehearse: run every phase of the recipe in minutes, with a nano backbone, few pictures and few epochs.
     """
 
     epochs: int = 60
@@ -41,6 +42,7 @@ class TrainerSettings:
     save_minutes: float = 15
     max_bad_steps: int = 10
     profile: bool = False
+    rehearse: bool = False
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulation_steps", "max_steps"):
@@ -67,20 +69,33 @@ class OptimizerSettings:
     """Passed to timm's optimizer factory.
 
     Args:
-        name: any of timm's: adamw, lamb, lion, sgd, …
-        lr: peak learning rate, for the batch size at hand.
+        name: any of timm's: adamw, lamb, lion, muon, sgd, …
+        lr: peak learning rate.
         weight_decay: not applied to biases, norms, and what the model's `no_weight_decay` names.
-        betas: of the running moments; None leaves the optimizer's own.
+        betas, eps: of the running moments; None leaves the optimizer's own.
+        momentum: of optimizers that have one.
         layer_decay: factor of the learning rate from each layer to the one below; None is none.
-        clip_grad: largest norm of the whole gradient; None is no limit.
+        lr_multipliers: factors of the peak learning rate by pattern of parameter names, such as `*.bias`. The rates
+            that warm-up begins with and the schedule ends at are those of all parameters.
+        clip_grad: limit of the gradient; None is no limit.
+        clip_mode: what it limits: the `norm` of the whole gradient, each single `value`, or (`agc`) each unit's norm,
+            as a share of the norm of its weights.
     """
 
     name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: list[float] | None = None
+    eps: float | None = None
+    momentum: float = 0.9
     layer_decay: float | None = None
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
     clip_grad: float | None = None
+    clip_mode: str = "norm"
+
+    def __post_init__(self):
+        if self.clip_mode not in ("norm", "value", "agc"):
+            raise InputError(f"recipe.optimizer.clip_mode is {self.clip_mode!r}, but must be norm, value or agc.")
 
 
 @dataclass
@@ -89,17 +104,28 @@ class ScheduleSettings:
 
     Args:
         name: cosine, step or poly.
-        warmup_epochs: linear rise from `warmup_lr`, before the schedule proper begins.
+        warmup_epochs: linear rise from `warmup_lr` to the peak.
+        warmup_prefix: begin the schedule proper after the warm-up; otherwise the warm-up hides its beginning.
         min_lr: where a falling schedule ends.
+        cooldown_epochs: the last epochs, all at `min_lr`.
         decay_epochs, decay_rate: of `step`: how often, and the factor; the rate is also the power of `poly`.
+        by_epoch: change the rate between epochs alone, not at every step.
     """
 
     name: str = "cosine"
     warmup_epochs: float = 5
     warmup_lr: float = 1e-6
+    warmup_prefix: bool = True
     min_lr: float = 1e-5
+    cooldown_epochs: float = 0
     decay_epochs: float = 30
     decay_rate: float = 0.1
+    by_epoch: bool = False
+
+    def __post_init__(self):
+        for name in ("warmup_epochs", "cooldown_epochs", "warmup_lr", "min_lr"):
+            if getattr(self, name) < 0:
+                raise InputError(f"recipe.schedule.{name} is {getattr(self, name)}, but must not be negative.")
 
 
 @dataclass

@@ -58,6 +58,7 @@ def train_epoch(
     account = _Account(session, checkpoints)
     meter = Meter()
     task.train()
+    task.start_epoch(progress.epoch, trainer.epochs)
 
     clock = saved = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{trainer.epochs}"
@@ -79,7 +80,9 @@ def train_epoch(
                     part_loss = sum(losses.values()) / parts
                     session.precision.backward(part_loss)
                 loss += part_loss.detach()
-            norm = session.precision.step(session.optimizer, parameters, session.clip_grad, trainer.max_bad_steps > 0)
+            norm = session.precision.step(
+                session.optimizer, parameters, session.clip_grad, session.clip_mode, wary=trainer.max_bad_steps > 0
+            )
             if session.ema is not None:
                 session.ema.update(session.model, step=progress.step)
             progress.step += 1

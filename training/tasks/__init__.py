@@ -1,7 +1,25 @@
 """What is learned: heads, losses, metrics and pictures of one problem."""
 
-from .classification import Classification, RegularizeSettings
+from .classification import Classification
+from .probes import AttentiveProbing, LinearProbing, NearestNeighbours
+from .settings import DistillSettings, LossSettings, ProgressiveSettings, RegularizeSettings, TeachingSettings
 
-TASKS = {"classification": Classification}
+TASKS = {
+    "classification": Classification,
+    "linear_probe": LinearProbing,
+    "attentive_probe": AttentiveProbing,
+    "knn": NearestNeighbours,
+}
 
-__all__ = ["TASKS", "Classification", "RegularizeSettings"]
+__all__ = [
+    "TASKS",
+    "AttentiveProbing",
+    "Classification",
+    "DistillSettings",
+    "LinearProbing",
+    "LossSettings",
+    "NearestNeighbours",
+    "ProgressiveSettings",
+    "RegularizeSettings",
+    "TeachingSettings",
+]

@@ -1,8 +1,10 @@
 """Image classification: one label per picture."""
 
 import json
-from dataclasses import dataclass
+from functools import partial
+from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,83 +15,107 @@ from torch import Tensor, nn
 from backbones.errors import InputError
 
 from ..distributed import gather
+from .losses import distillation_loss, label_loss, soft_labels, token_losses
 from .pictures import confusion_picture, errors_picture
-
-
-@dataclass
-class RegularizeSettings:
-    """What makes the targets softer and the pictures harder, batch by batch.
-
-    Args:
-        label_smoothing: share of the target spread over all classes.
-        mixup, cutmix: parameter of the Beta distribution of the mixing; 0 is off.
-        mix_prob: probability that a batch is mixed at all.
-        switch_prob: probability of cutmix where both are on.
-        random_erasing: probability that a rectangle of a picture is replaced by noise.
-    """
-
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    random_erasing: float = 0.0
-
-    def __post_init__(self):
-        for name in ("label_smoothing", "mix_prob", "switch_prob", "random_erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"recipe.regularize.{name} is {getattr(self, name)}, but must be between 0 and 1.")
-        if min(self.mixup, self.cutmix) < 0:
-            raise InputError(
-                f"recipe.regularize.mixup and cutmix must not be negative, but are {self.mixup}, {self.cutmix}."
-            )
+from .progressive import epoch_size
+from .settings import TeachingSettings
+from .teacher import Teacher
+from .token_labels import token_targets, with_ground_truth
 
 
 class Classification(nn.Module):
-    """Cross entropy and accuracy of a classifier.
+    """Losses and accuracy of a classifier.
 
     Args:
-        model: pictures (B, channels, H, W) to logits (B, len(classes)).
+        model: pictures (B, channels, H, W) to logits (B, len(classes)). In training also to a tuple of them and of
+            `aux_logits` of the same shape, or of `token_logits` (B, N, len(classes)) and the `box` that was mixed.
         classes: names of the labels.
         mean, std: of each channel, for pixels in [0, 1].
     """
 
     metric = "top1"  # what the best checkpoint is best in
+    trains = True  # rather than being evaluated alone
+    whole_checkpoint = False  # its checkpoints are a backbone's, rather than to be loaded by `load_weights`
 
     def __init__(
-        self, model: nn.Module, classes: list[str], mean: list[float], std: list[float], settings: RegularizeSettings
+        self, model: nn.Module, classes: list[str], mean: list[float], std: list[float], settings: TeachingSettings
     ):
         super().__init__()
         self.model, self.classes, self.settings = model, classes, settings
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        self.register_buffer("mean", 255 * mean, persistent=False)
+        self.register_buffer("std", 255 * std, persistent=False)
+        regularize = settings.regularize
+        self._loss = label_loss(settings.loss, regularize.label_smoothing)
         self._mixup = None
-        if settings.mixup > 0 or settings.cutmix > 0:
+        if regularize.mixup > 0 or regularize.cutmix > 0:
             self._mixup = Mixup(
-                settings.mixup,
-                settings.cutmix,
-                prob=settings.mix_prob,
-                switch_prob=settings.switch_prob,
-                label_smoothing=settings.label_smoothing,
+                regularize.mixup,
+                regularize.cutmix,
+                prob=regularize.mix_prob,
+                switch_prob=regularize.switch_prob,
+                label_smoothing=regularize.label_smoothing,
                 num_classes=len(classes),
             )
+        self.teacher = Teacher(settings.distill, len(classes), mean, std) if settings.distill.teacher else None
+        self.start_epoch(0, 1)
         self.start_evaluation()
+
+    @staticmethod
+    def backbone_keywords(classes: list[str]) -> dict[str, Any]:
+        """The keywords of `create_model` that follow from the task."""
+        return {"num_classes": len(classes)}
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Be told which epoch begins, counted from 0, and of how many."""
+        self._mixes = epoch < epochs - self.settings.regularize.mix_off_epochs
+        self._side = partial(epoch_size, self.settings.progressive, epoch, epochs)
 
     def training_step(self, batch) -> dict[str, Tensor]:
         """The losses of a batch (uint8 images, targets, indices); their sum is minimised."""
-        images, targets = self._prepare(batch)
-        if self.settings.random_erasing > 0:
-            images = RandomErasing(self.settings.random_erasing, mode="pixel", device=images.device)(images)
-        if self._mixup is not None:
+        images, labels = self._prepare(batch)
+        side = self._side(images.shape[-1])
+        if side < images.shape[-1]:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        erasing = self.settings.regularize.random_erasing
+        if erasing > 0:
+            images = RandomErasing(erasing, mode="pixel", device=images.device)(images)
+        targets = labels
+        if self._mixup is not None and self._mixes:
             if len(images) % 2:
                 raise InputError(
                     f"Mixup and cutmix pair the pictures of a batch, but this one has {len(images)}. "
                     "Make trainer.batch_size even, or set recipe.regularize.mixup and cutmix to 0."
                 )
             images, targets = self._mixup(images, targets)
-            return {"loss": F.cross_entropy(self.model(images), targets)}
-        loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.settings.label_smoothing)
-        return {"loss": loss}
+        output = self.model(images)
+        if hasattr(output, "token_logits"):
+            losses = self._token_losses(output, targets, labels, batch)
+        elif hasattr(output, "aux_logits"):
+            aux_loss = self.settings.loss.aux_weight * self._loss(output.aux_logits, targets)
+            losses = {"loss": self._loss(output.logits, targets), "aux_loss": aux_loss}
+        else:
+            losses = {"loss": self._loss(output, targets)}
+        if self.teacher is not None:
+            distill = self.settings.distill
+            logits = output if isinstance(output, Tensor) else output.logits
+            loss = distillation_loss(logits, self.teacher(images), distill.mode, distill.temperature)
+            losses = {name: (1 - distill.weight) * value for name, value in losses.items()}
+            losses["distillation_loss"] = distill.weight * loss
+        return losses
+
+    def _token_losses(self, output, targets: Tensor, labels: Tensor, batch) -> dict[str, Tensor]:
+        """The losses of a network that mixes tokens; without label maps, every token has its picture's label."""
+        settings, classes, tokens = self.settings.loss, len(self.classes), output.token_logits.shape[1]
+        if batch.label_maps is not None:
+            maps = batch.label_maps.to(labels.device, non_blocking=True)
+            target, token_target = token_targets(maps, batch.crops.to(labels.device), classes, isqrt(tokens))
+            target = with_ground_truth(target, labels) if settings.ground_truth else target
+        else:
+            smoothing = self.settings.regularize.label_smoothing
+            target = soft_labels(targets, classes, smoothing) if targets.dim() == 1 else targets
+            token_target = target[:, None].expand(-1, tokens, -1)
+        return token_losses(output, target, token_target, self._loss, settings.dense_weight)
 
     def start_evaluation(self) -> None:
         """Forget the predictions of the last evaluation."""
@@ -98,7 +124,7 @@ class Classification(nn.Module):
     def evaluation_step(self, batch) -> None:
         """Predict a batch and remember the outcome."""
         images, targets = self._prepare(batch)
-        logits = self.model(images).float()
+        logits = self.logits(images)
         losses = F.cross_entropy(logits, targets, reduction="none")
         ranked = logits.topk(min(5, logits.shape[1])).indices
         confidence = logits.softmax(1).amax(1)
@@ -149,9 +175,24 @@ class Classification(nn.Module):
     @torch.inference_mode()
     def predict(self, image: Tensor) -> list[tuple[str, float]]:
         """Up to five (class, probability) of one picture, uint8 (channels, H, W), the likeliest first."""
-        probabilities = self.model(self._normalise(image[None])).float().softmax(1)[0]
+        probabilities = self.logits(self._normalise(image[None])).softmax(1)[0]
         values, labels = probabilities.topk(min(5, len(self.classes)))
         return [(self.classes[label], value) for label, value in zip(labels.tolist(), values.tolist())]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised pictures (B, channels, H, W) to logits (B, classes), in evaluation mode."""
+        return self.model(images).float()
+
+    def check_weights(self) -> None:
+        """Raise InputError where the weights given to the model leave it without a classifier."""
+        if not self.model.get_classifier().weight.any():
+            raise InputError(
+                f"The weights have no classifier for the {len(self.classes)} classes of the data, so there is nothing "
+                "to evaluate. Fine-tune them first: python train.py backbone.checkpoint_path=FILE …"
+            )
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Take the tensors of a checkpoint of this task, if there are more than the backbone's."""
 
     def _prepare(self, batch) -> tuple[Tensor, Tensor]:
         return self._normalise(batch.images), batch.targets.to(self.mean.device, non_blocking=True)
