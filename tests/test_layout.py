@@ -19,7 +19,7 @@ ALLOWED = {
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
     "backbones/attention": TORCH | {"backbones.attention", "backbones.layers", "backbones.kernels", "backbones.errors"},
-    "training": TORCH | {"PIL", "rich", "matplotlib", "safetensors", "backbones", "training"},
+    "training": TORCH | {"PIL", "yaml", "rich", "matplotlib", "safetensors", "backbones", "training"},
     "training/data": TORCH | {"PIL", "simplejpeg", "sklearn", "backbones.errors", "training.data", "training.seeding"},
     "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks", "training.distributed"},
     "training/engine": TORCH
