@@ -123,22 +123,27 @@ class _Samples(Dataset):
         epoch, index = key
         bad = []
         for _ in range(len(self.source) if self.seed is not None else 1):
+            if self.seed is not None:
+                seed_everything(self.seed, "sample", epoch, key[1])
             try:
-                image = self.source.picture(index).image()
+                image = self.transform(self.source.picture(index))
             except BadImageError as error:
                 bad.append((self.source.name(index), str(error)))
                 index = (index + 1) % len(self.source)
                 continue
-            if self.seed is not None:
-                seed_everything(self.seed, "sample", epoch, key[1])
-            return self.transform(image), self.source.target(index), index, bad
+            return image, self.source.target(index), index, bad
         return None, 0, 0, bad
 
 
 def _collate(samples: list) -> tuple[Batch, list[tuple[str, str]]]:
     bad = [entry for sample in samples for entry in sample[3]]
     images, targets, indices = ([s[i] for s in samples if s[0] is not None] for i in range(3))
-    stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
+    # Transforms give pictures that lie channels last in memory: stacked so, nothing has to be moved about.
+    stacked = (
+        torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+        if images
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return Batch(stacked, torch.tensor(targets), torch.tensor(indices)), bad
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from backbones.errors import InputError
@@ -17,14 +16,13 @@ from .pictures import confusion_picture, errors_picture
 
 @dataclass
 class RegularizeSettings:
-    """What makes the targets softer and the pictures harder, batch by batch.
+    """What makes the targets softer and mixes the pictures, batch by batch.
 
     Args:
         label_smoothing: share of the target spread over all classes.
         mixup, cutmix: parameter of the Beta distribution of the mixing; 0 is off.
         mix_prob: probability that a batch is mixed at all.
         switch_prob: probability of cutmix where both are on.
-        random_erasing: probability that a rectangle of a picture is replaced by noise.
     """
 
     label_smoothing: float = 0.1
@@ -32,10 +30,9 @@ class RegularizeSettings:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     switch_prob: float = 0.5
-    random_erasing: float = 0.0
 
     def __post_init__(self):
-        for name in ("label_smoothing", "mix_prob", "switch_prob", "random_erasing"):
+        for name in ("label_smoothing", "mix_prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"recipe.regularize.{name} is {getattr(self, name)}, but must be between 0 and 1.")
         if min(self.mixup, self.cutmix) < 0:
@@ -77,8 +74,6 @@ class Classification(nn.Module):
     def training_step(self, batch) -> dict[str, Tensor]:
         """The losses of a batch (uint8 images, targets, indices); their sum is minimised."""
         images, targets = self._prepare(batch)
-        if self.settings.random_erasing > 0:
-            images = RandomErasing(self.settings.random_erasing, mode="pixel", device=images.device)(images)
         if self._mixup is not None:
             if len(images) % 2:
                 raise InputError(
