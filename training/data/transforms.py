@@ -1,18 +1,18 @@
 """Pictures to uint8 tensors (channels, img_size, img_size); they are normalised on the device, later.
 
 A training picture is cropped while it is decoded and resized by torch, which does what Pillow does in a third of the
-time; timm's policies follow, on Pillow's pictures. Evaluation keeps Pillow's own resizing, with which published
+time; timm's policies follow. Evaluation keeps Pillow's own resizing, with which published
 accuracies were measured.
 """
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -21,7 +21,7 @@ from torchvision.transforms import Compose, InterpolationMode, v2
 from backbones.errors import InputError
 
 from .decode import Picture
-from .operations import quicken
+from .operations import by_pillow, quickened
 from .settings import AugmentSettings, DataSettings
 
 Transform = Callable[[Picture], Tensor]  # raises BadImageError
@@ -52,14 +52,13 @@ def training_transform(data: DataSettings, augment: AugmentSettings) -> "Trainin
         )
     except (AssertionError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise InputError(f"timm and torchvision cannot augment as recipe.augment says, {augment}: {error}.") from error
-    if augment.auto_augment:
-        quicken(colour.transforms[0])
+    policy = [quickened(colour.transforms.pop(0))] if augment.auto_augment else []
     return TrainingTransform(
         data.img_size,
         affine if augment.degrees or augment.translate or augment.zoom else None,
         crop.transforms[0],
         augment.hflip,
-        colour.transforms,
+        policy + [partial(by_pillow, operation) for operation in colour.transforms],
         RandomErasing(augment.random_erasing, data.mean, data.std),
     )
 
@@ -84,7 +83,7 @@ class TrainingTransform:
         affine: what happens to the whole picture before it is cropped.
         crop: draws the crop.
         hflip: probability of a horizontal flip.
-        colour: operations on Pillow's pictures, after the flip.
+        colour: operations on pixels, uint8 (height, width) or (height, width, 3), after the flip.
         erasing: comes last.
     """
 
@@ -94,7 +93,7 @@ class TrainingTransform:
         affine: v2.RandomAffine | None,
         crop: RandomResizedCropAndInterpolation,
         hflip: float,
-        colour: list[Callable[[Image.Image], Image.Image]],
+        colour: list[Callable[[np.ndarray], np.ndarray]],
         erasing: "RandomErasing",
     ):
         self.img_size, self.affine, self.crop, self.hflip = img_size, affine, crop, hflip
@@ -109,10 +108,11 @@ class TrainingTransform:
             image = image.flip(-1)
         if self.colour:
             pixels = image.permute(1, 2, 0).numpy()
-            drawn = Image.fromarray(pixels[..., 0] if picture.channels == 1 else pixels)
+            shape = pixels.shape
+            pixels = pixels.reshape(shape[:2] if picture.channels == 1 else shape)
             for operation in self.colour:
-                drawn = operation(drawn)
-            image = torch.from_numpy(np.array(drawn).reshape(pixels.shape)).permute(2, 0, 1)
+                pixels = operation(pixels)
+            image = torch.from_numpy(pixels.reshape(shape)).permute(2, 0, 1)
         return self.erasing(image)
 
     def _crop(self, picture: Picture, img_size: int) -> Tensor:
