@@ -130,10 +130,10 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
 def classify(task, config, file: str) -> None:
     """Print the likeliest classes of one picture."""
     try:
-        picture = Picture.read(file, config.data.channels).image()
+        image = evaluation_transform(config.data)(Picture.read(file, config.data.channels))
     except BadImageError as error:
         raise InputError(f"The picture {file} cannot be read ({error}).") from error
-    for name, probability in task.predict(evaluation_transform(config.data)(picture)):
+    for name, probability in task.predict(image):
         print(f"{probability:7.2%}  {name}")
 
 

@@ -9,7 +9,7 @@ COMMON = {
     "recipe.augment.auto_augment": "rand-m9-mstd0.5-inc1",
     "recipe.augment.hflip": 0.5,
     "recipe.augment.scale": [0.08, 1.0],
-    "recipe.regularize.random_erasing": 0.25,
+    "recipe.augment.random_erasing": 0.25,
     "recipe.regularize.label_smoothing": 0.1,
     "recipe.regularize.mix_off_epochs": 0,
     "recipe.loss.name": "cross_entropy",

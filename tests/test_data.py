@@ -2,8 +2,12 @@
 
 import hashlib
 import os
+import random
 import signal
+import struct
 import time
+import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -28,12 +32,12 @@ from training.seeding import seed_everything
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of six JPEGs of different sizes for training, three for validation."""
-    random = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 3)):
         for c, name in enumerate(("dark", "light")):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
-                pixels = random.integers(0, 100, (40 + i, 50, 3)) + 150 * c
+                pixels = draw.integers(0, 100, (40 + i, 50, 3)) + 150 * c
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / name / f"{i}.jpg")
     return tmp_path
 
@@ -87,6 +91,55 @@ def test_unreadable_pictures(folder, content):
     file.write_bytes(file.read_bytes()[:400] if content == "cut" else content)
     with pytest.raises(BadImageError):
         Picture.read(file, 3).image()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_file_that_claims_too_many_pixels_is_not_decoded(kind, monkeypatch):
+    """A file of some hundred bytes whose header says 20,000 x 20,000."""
+    content = BytesIO()
+    Image.new("L", (16, 16)).save(content, kind)
+    content = bytearray(content.getvalue())
+    if kind == "JPEG":
+        at = content.index(b"\xff\xc0") + 5
+        content[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
+    else:
+        content[16:24] = struct.pack(">II", 20_000, 20_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    picture = Picture(bytes(content), 3)
+    for ask in (picture.image, picture.pixels, lambda: picture.size):
+        with pytest.raises(BadImageError, match=r"20000 x 20000|400000000 pixels"):
+            ask()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow about what it skips
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX"])
+def test_a_damaged_file_is_a_picture_or_a_bad_image(kind):
+    draw = random.Random(0)
+    content = BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, kind)
+    whole = content.getvalue()
+    assert Picture(whole, 3).pixels().shape[2] == 3
+    bad = 0
+    for _ in range(60):
+        damaged = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.5 else whole)
+        for _ in range(draw.randrange(4)):
+            if damaged:
+                damaged[draw.randrange(min(len(damaged), draw.choice((64, 4096))))] = draw.randrange(256)
+        picture = Picture(bytes(damaged), 3)
+        try:
+            width, height = picture.size
+            assert picture.pixels(2).shape in ((height, width, 3), (-(-height // 2), -(-width // 2), 3))
+        except BadImageError:
+            bad += 1
+    assert bad > 10
+
+
+def test_batches_lie_channels_last_in_memory(folder):
+    batch = next(loader(ImageFolder(root=str(folder), img_size=32), seed=0).epoch())
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("data", ["digits", "folder"])
@@ -182,7 +235,7 @@ def test_the_evaluation_crop(tmp_path):
     """A picture twice as wide as high, its halves of different colour, is resized by its short side and cropped."""
     picture = Image.new("RGB", (100, 50), (255, 0, 0))
     picture.paste((0, 0, 255), (50, 0, 100, 50))
-    tensor = evaluation_transform(ImageFolder(img_size=28, crop_pct=0.875))(picture)
+    tensor = evaluation_transform(ImageFolder(img_size=28, crop_pct=0.875))(Picture(picture, 3))
     assert tensor.shape == (3, 28, 28)
     assert tensor[0, :, 0].min() > 200 and tensor[2, :, -1].min() > 200
 
@@ -193,10 +246,10 @@ def test_the_evaluation_crop(tmp_path):
 def test_every_policy_of_timm_works_at_any_strength(policy, channels):
     data = Digits(channels=channels, mean=[0.5] * channels, std=[0.5] * channels)
     transform = training_transform(data, AugmentSettings(auto_augment=policy))
-    image = Image.new("L" if channels == 1 else "RGB", (40, 40), 128)
+    picture = Picture(Image.new("L" if channels == 1 else "RGB", (40, 40), 128), channels)
     for seed in range(60):
         seed_everything(seed, "test")
-        assert transform(image).shape == (channels, 32, 32)
+        assert transform(picture).shape == (channels, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

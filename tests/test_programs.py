@@ -122,7 +122,7 @@ def test_jpegs_in_folders_from_end_to_end(call, tmp_path):
         (["recipe.augment.auto_augment=foo"], "cannot augment as recipe.augment says"),
         (["recipe.augment.degrees=-1"], "cannot augment as recipe.augment says"),
         (["recipe.optimizer.betas=[0.9]"], "cannot build the optimizer"),
-        (["recipe.regularize.random_erasing=2"], "must be between 0 and 1"),
+        (["recipe.augment.random_erasing=2"], "must be between 0 and 1"),
         (["recipe.ema.decay=1"], "recipe.ema.decay is 1.0, but must be below 1"),
         (["backbone.drop_path_rate=2"], "drop_path_rate is 2, but must be a probability"),
         (["backbone.window_size=0"], "sizes of at least 1"),

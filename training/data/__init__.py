@@ -4,6 +4,7 @@ from .decode import BadImageError, Picture
 from .digits import Digits
 from .imagefolder import ImageFolder
 from .loader import BadImages, Batch, Loader
+from .prefetch import prefetched
 from .settings import AugmentSettings, DataSettings, Source
 from .transforms import evaluation_transform, training_transform
 
@@ -22,5 +23,6 @@ __all__ = [
     "Picture",
     "Source",
     "evaluation_transform",
+    "prefetched",
     "training_transform",
 ]

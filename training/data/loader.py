@@ -214,11 +214,10 @@ class _Samples(Dataset):
         epoch, index, copy = key
         bad = []
         for _ in range(len(self.source)):
+            if self.seed is not None:
+                seed_everything(self.seed, "sample", epoch, key[1], copy)
             try:
-                picture = self.source.picture(index)
-                if self.seed is not None:
-                    seed_everything(self.seed, "sample", epoch, key[1], copy)
-                return self.transform(picture.image()), self.source.target(index), index, bad
+                return self.transform(self.source.picture(index)), self.source.target(index), index, bad
             except BadImageError as error:
                 bad.append((self.source.name(index), str(error)))
                 index = (index + 1) % len(self.source)
@@ -228,7 +227,12 @@ class _Samples(Dataset):
 def _collate(samples: list) -> tuple[Batch, list[tuple[str, str]]]:
     bad = [entry for sample in samples for entry in sample[3]]
     images, targets, indices = ([s[i] for s in samples if s[0] is not None] for i in range(3))
-    stacked = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
+    # Transforms give pictures that lie channels last in memory: stacked so, nothing has to be moved about.
+    stacked = (
+        torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+        if images
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return Batch(stacked, torch.tensor(targets), torch.tensor(indices)), bad
 
 

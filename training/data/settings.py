@@ -90,6 +90,7 @@ class AugmentSettings:
         degrees, translate, zoom: random rotation (at most, in degrees), shift (share of the side) and change of size
             (share of the size).
         interpolation: of the crop: bilinear, bicubic or random.
+        random_erasing: probability that a rectangle is replaced by noise.
     """
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
@@ -101,3 +102,13 @@ class AugmentSettings:
     translate: float = 0.0
     zoom: float = 0.0
     interpolation: str = "bicubic"
+    random_erasing: float = 0.0
+
+    def __post_init__(self):
+        for name in ("hflip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"recipe.augment.{name} is {getattr(self, name)}, but must be between 0 and 1.")
+        if self.interpolation not in ("bilinear", "bicubic", "random"):
+            raise InputError(
+                f"recipe.augment.interpolation must be bilinear, bicubic or random, but is {self.interpolation!r}."
+            )

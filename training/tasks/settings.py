@@ -7,7 +7,7 @@ from backbones.errors import InputError
 
 @dataclass
 class RegularizeSettings:
-    """What makes the targets softer and the pictures harder, batch by batch.
+    """What makes the targets softer and mixes the pictures, batch by batch.
 
     Args:
         label_smoothing: share of the target spread over all classes.
@@ -15,7 +15,6 @@ class RegularizeSettings:
         mix_prob: probability that a batch is mixed at all.
         switch_prob: probability of cutmix where both are on.
         mix_off_epochs: the last epochs, in which nothing is mixed.
-        random_erasing: probability that a rectangle of a picture is replaced by noise.
     """
 
     label_smoothing: float = 0.1
@@ -24,10 +23,9 @@ class RegularizeSettings:
     mix_prob: float = 1.0
     switch_prob: float = 0.5
     mix_off_epochs: int = 0
-    random_erasing: float = 0.0
 
     def __post_init__(self):
-        for name in ("label_smoothing", "mix_prob", "switch_prob", "random_erasing"):
+        for name in ("label_smoothing", "mix_prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"recipe.regularize.{name} is {getattr(self, name)}, but must be between 0 and 1.")
         for name in ("mixup", "cutmix", "mix_off_epochs"):
