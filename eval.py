@@ -91,7 +91,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
             config.trainer.batch_size,
             bad_images,
             config.data.workers,
-            pin_memory=device.type == "cuda",
+            device=device,
         )
 
     if not kind.trains:

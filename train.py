@@ -250,12 +250,16 @@ def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Lo
         batch_size=config.trainer.batch_size,
         bad_images=BadImages(data.max_bad_images),
         workers=data.workers,
-        pin_memory=device.type == "cuda",
+        device=device,
         timeout=config.trainer.timeout,
         rank=rank(),
         processes=world_size(),
     )
-    train_loader = Loader(train_source, training_transform(data, config.recipe.augment), seed=config.seed, **common)
+    augment, step = config.recipe.augment, config.trainer.batch_size * config.trainer.accumulation_steps * world_size()
+    if data.label_maps and (augment.degrees or augment.translate or augment.zoom):
+        raise InputError("Label maps follow crops and flips alone: with data.label_maps, leave other geometry out.")
+    training = dict(seed=config.seed, repeats=augment.repeats, step=step, label_maps=data.label_maps)
+    train_loader = Loader(train_source, training_transform(data, augment), **training, **common)
     return train_loader, Loader(val_source, evaluation_transform(data), **common)
 
 

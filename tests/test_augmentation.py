@@ -226,16 +226,6 @@ def test_erased_values_are_noise_of_the_data():
     assert {0, 255} <= set(extreme.unique().tolist())  # clamped, not wrapped
 
 
-@pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_size_can_change_from_call_to_call(policy, channels):
-    transform = transform_of(32, channels, auto_augment=policy, random_erasing=0.5)
-    picture = Picture(SMALL[0].convert("L" if channels == 1 else "RGB"), channels)
-    for size in (None, 24, 40, None):
-        image = transform(picture) if size is None else transform(picture, size)
-        assert image.shape == (channels, size or 32, size or 32) and image.dtype == torch.uint8
-
-
 @pytest.mark.parametrize("setting", [dict(random_erasing=-0.1), dict(hflip=1.5), dict(interpolation="lanczos")])
 def test_settings_that_cannot_work(setting):
     with pytest.raises(InputError, match=f"recipe.augment.{next(iter(setting))}"):

@@ -27,6 +27,7 @@ from training.data import (
 )
 from training.data.decode import BadImageError
 from training.seeding import seed_everything
+from training.tasks.token_labels import crop_label_map
 
 
 @pytest.fixture
@@ -201,6 +202,28 @@ def test_processes_share_an_evaluation(folder):
     assert {len(one) for one in ranks} == {1}  # so that none waits for another
     seen = [[i for batch in one.epoch() for i in batch.indices.tolist()] for one in ranks]
     assert seen == [[0, 1], [2, 3], [4, 5], [0]]
+
+
+def test_label_maps_come_with_their_pictures(folder, tmp_path):
+    """A map whose scores are the places in the picture, seen through the same crop and flip as the picture."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 64), (64, 64)).astype(np.uint8)
+    for file in sorted((folder / "train").rglob("*.jpg")):
+        Image.fromarray(ramp).convert("RGB").save(file, quality=100)
+        places = torch.linspace(0, 1, 16).expand(1, 16, 16)
+        maps = tmp_path / "maps" / file.parent.name
+        maps.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.stack([places, torch.zeros(1, 16, 16)]).half(), maps / f"{file.stem}.pt")
+    data = ImageFolder(root=str(folder), img_size=32)
+    transform = training_transform(data, AugmentSettings())
+    one = Loader(data.splits()[0], transform, 12, BadImages(0), seed=1, label_maps=str(tmp_path / "maps"))
+    [batch] = one.epoch()
+    assert batch.label_maps.shape == (12, 2, 1, 16, 16) and batch.crops.shape == (12, 5)
+    assert 0 < batch.crops[:, 4].sum() < 12
+    seen = crop_label_map(batch.label_maps[:, 0].float(), batch.crops, 32)[:, 0]
+    assert (seen - batch.images[:, 0].float() / 255).abs().mean() < 0.02
+    (tmp_path / "maps/dark/0.pt").unlink()
+    with pytest.raises(InputError, match=r"label map .*dark/0.pt cannot be read"):
+        list(one.epoch())
 
 
 def test_a_loader_that_waits_says_so_and_gives_up(folder, caplog, monkeypatch):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 import backbones
 from backbones import InputError
+from training.data.label_maps import read_label_map
 from training.tasks import DistillSettings, LossSettings, ProgressiveSettings
 from training.tasks.losses import distillation_loss, soft_labels
 from training.tasks.progressive import epoch_size
 from training.tasks.token_labels import (
     crop_label_map,
     dense_label_map,
-    read_label_map,
     token_targets,
     with_ground_truth,
 )

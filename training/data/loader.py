@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -17,12 +18,22 @@ from backbones.errors import InputError, first_line
 
 from ..seeding import seed_everything
 from .decode import BadImageError
+from .label_maps import label_map_of, read_label_map
+from .prefetch import prefetched
 from .settings import Source
 from .transforms import Transform
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 30  # seconds without a batch after which it is said
+
+
+class Key(NamedTuple):
+    """What the draws of a training picture depend on, beside the seed."""
+
+    epoch: int
+    index: int
+    copy: int
 
 
 class Batch(NamedTuple):
@@ -74,11 +85,13 @@ class Loader:
 
     Args:
         workers: processes that decode and augment; 0 does it in this one.
+        device: where the batches are to be; the CPU where none is given.
         timeout: seconds to wait for a batch.
         repeats: how often a picture occurs in a step, each time augmented anew (repeated augmentation,
             arXiv:1902.05509); an epoch has as many pictures as without, so it sees fewer different ones.
         step: pictures of one optimizer step, by all processes.
         rank, processes: this one of how many.
+        label_maps: folder of `CLASS/NAME.pt`, labels for every token of a training picture `CLASS/NAME.*`.
     """
 
     def __init__(
@@ -89,12 +102,13 @@ class Loader:
         bad_images: BadImages,
         workers: int = 0,
         seed: int | None = None,
-        pin_memory: bool = False,
+        device: torch.device | None = None,
         timeout: float = 600,
         repeats: int = 1,
         step: int | None = None,
         rank: int = 0,
         processes: int = 1,
+        label_maps: str | None = None,
     ):
         if seed is not None and batch_size * processes > len(source):
             raise InputError(
@@ -102,14 +116,15 @@ class Loader:
                 "Lower trainer.batch_size."
             )
         self.source, self.batch_size, self.bad_images, self.timeout = source, batch_size, bad_images, timeout
+        self._device = device or torch.device("cpu")
         self._keys = _Keys(len(source), batch_size, seed, repeats, step or batch_size * processes, rank, processes)
         self._loader = DataLoader(
-            _Samples(source, transform, seed),
+            _Samples(source, transform, seed, Path(label_maps) if label_maps else None),
             batch_sampler=self._keys,
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=device is not None and device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_parent,
         )
 
@@ -124,6 +139,9 @@ class Loader:
             InputError: no batch came in time, a worker died, or too many pictures are unreadable.
         """
         self._keys.epoch, self._keys.start = epoch, start
+        return prefetched(self._batches(), self._device)
+
+    def _batches(self) -> Iterator[Batch]:
         batches = iter(self._loader)
         while True:
             with impatient(self.timeout):
@@ -140,7 +158,7 @@ class Loader:
                     ) from error
             for name, reason in bad:
                 self.bad_images.add(name, reason)
-            if len(batch.targets):
+            if batch is not None:
                 yield batch
 
 
@@ -173,8 +191,8 @@ def impatient(timeout: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-class _Keys(Sampler[list[tuple[int, int, int]]]):
-    """The (epoch, index, copy) of each picture of each batch; carrying the epoch lets workers outlive it."""
+class _Keys(Sampler[list[Key]]):
+    """The keys of each batch; carrying the epoch lets workers outlive it."""
 
     def __init__(
         self, samples: int, batch_size: int, seed: int | None, repeats: int, step: int, rank: int, processes: int
@@ -185,55 +203,67 @@ class _Keys(Sampler[list[tuple[int, int, int]]]):
         self.batches = samples // together if seed is not None else -(-samples // together)
         self.epoch = self.start = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        order = [(self.epoch, index, 0) for index in range(self.samples)]
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = range(self.samples)
         if self.seed is not None:
             seed_everything(self.seed, "order", self.epoch)
-            order = self._repeated(torch.randperm(self.samples).tolist())
+            order = torch.randperm(self.samples).numpy()
         for n in range(self.start, self.batches):
             first = (n * self.processes + self.rank) * self.batch_size
-            keys = order[first : first + self.batch_size] or order[:1]
-            # Mixup pairs a batch with itself reversed: so that the pairs, too, are the same whatever the size of a
-            # batch, neighbours in the order stand at opposite ends.
-            yield keys if self.seed is None else keys[::2] + keys[1::2][::-1]
+            places = self._places(first) if self.seed is not None else range(first, first + self.batch_size)
+            keys = [
+                Key(self.epoch, int(order[place // self.repeats]), place % self.repeats)
+                for place in places
+                if place < self.samples
+            ]
+            yield keys or [Key(self.epoch, 0, 0)]
 
-    def _repeated(self, indices: list[int]) -> list[tuple[int, int, int]]:
-        """The order with `repeats` copies of each picture in one step, all first copies, then all second ones, …"""
-        order = [(self.epoch, indices[i // self.repeats], i % self.repeats) for i in range(len(indices))]
-        steps = (order[i : i + self.step] for i in range(0, len(order), self.step))
-        return [key for keys in steps for key in sorted(keys, key=lambda key: key[2])]
+    def _places(self, first: int) -> list[int]:
+        """The places in the order of a training batch that begins with number `first`.
+
+        Copies of a picture follow one another in the order. In a step all first copies come first, then all second
+        ones, so that none is mixed with another of its own. Mixup pairs a batch with itself reversed: so that the pairs
+        are the same whatever the size of a batch, neighbours stand at opposite ends.
+        """
+        start = first - first % self.step
+        places = sorted(range(start, start + self.step), key=lambda place: place % self.repeats)
+        places = places[first - start : first - start + self.batch_size]
+        return places[::2] + places[1::2][::-1]
 
 
 class _Samples(Dataset):
-    """A picture, its label and index, and the unreadable ones met on the way to it."""
+    """What a key stands for, and the unreadable pictures met on the way to it."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int | None):
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: Source, transform: Transform, seed: int | None, label_maps: Path | None):
+        self.source, self.transform, self.seed, self.label_maps = source, transform, seed, label_maps
 
-    def __getitem__(self, key: tuple[int, int, int]):
-        epoch, index, copy = key
-        bad = []
+    def __getitem__(self, key: Key) -> tuple[tuple | None, list[tuple[str, str]]]:
+        index, bad = key.index, []
         for _ in range(len(self.source)):
             if self.seed is not None:
-                seed_everything(self.seed, "sample", epoch, key[1], copy)
+                seed_everything(self.seed, "sample", *key)
             try:
-                return self.transform(self.source.picture(index)), self.source.target(index), index, bad
+                picture = self.source.picture(index)
+                if self.label_maps is None:
+                    return (self.transform(picture), self.source.target(index), index), bad
+                image, crop = self.transform.with_crop(picture)
+                label_map = read_label_map(label_map_of(self.source.name(index), self.label_maps))
+                return (image, self.source.target(index), index, label_map, crop), bad
             except BadImageError as error:
                 bad.append((self.source.name(index), str(error)))
                 index = (index + 1) % len(self.source)
-        return None, 0, 0, bad
+        return None, bad
 
 
-def _collate(samples: list) -> tuple[Batch, list[tuple[str, str]]]:
-    bad = [entry for sample in samples for entry in sample[3]]
-    images, targets, indices = ([s[i] for s in samples if s[0] is not None] for i in range(3))
+def _collate(samples: list) -> tuple[Batch | None, list[tuple[str, str]]]:
+    bad = [entry for _, found in samples for entry in found]
+    good = [sample for sample, _ in samples if sample is not None]
+    if not good:
+        return None, bad
+    images, targets, indices, *maps_and_crops = zip(*good)
     # Transforms give pictures that lie channels last in memory: stacked so, nothing has to be moved about.
-    stacked = (
-        torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
-        if images
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    return Batch(stacked, torch.tensor(targets), torch.tensor(indices)), bad
+    stacked = torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
+    return Batch(stacked, torch.tensor(targets), torch.tensor(indices), *map(torch.stack, maps_and_crops)), bad
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

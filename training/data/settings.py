@@ -43,6 +43,7 @@ class DataSettings(ABC):
         mean, std: of each channel, for pixels in [0, 1].
         workers: processes that decode and augment; 0 does it in the training process.
         max_bad_images: pictures that may be unreadable before the run stops.
+        label_maps: folder of `CLASS/NAME.pt`, labels for every token of the training pictures `CLASS/NAME.*`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSettings(ABC):
     std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     workers: int = 4
     max_bad_images: int = 10
+    label_maps: str | None = None
 
     def __post_init__(self):
         kind = type(self).__dataclass_fields__["name"].default
@@ -91,6 +93,7 @@ class AugmentSettings:
             (share of the size).
         interpolation: of the crop: bilinear, bicubic or random.
         random_erasing: probability that a rectangle is replaced by noise.
+        repeats: how often a picture comes in one step, each time augmented anew (repeated augmentation).
     """
 
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
@@ -103,8 +106,11 @@ class AugmentSettings:
     zoom: float = 0.0
     interpolation: str = "bicubic"
     random_erasing: float = 0.0
+    repeats: int = 1
 
     def __post_init__(self):
+        if self.repeats < 1:
+            raise InputError(f"recipe.augment.repeats is {self.repeats}, but must be at least 1.")
         for name in ("hflip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"recipe.augment.{name} is {getattr(self, name)}, but must be between 0 and 1.")

@@ -79,7 +79,7 @@ class TrainingTransform:
     """A picture's random crop, flip, colours and erasing; every draw comes from the global generators.
 
     Args:
-        img_size: side of the result where a call does not give another, in pixels.
+        img_size: side of the result, in pixels.
         affine: what happens to the whole picture before it is cropped.
         crop: draws the crop.
         hflip: probability of a horizontal flip.
@@ -99,12 +99,17 @@ class TrainingTransform:
         self.img_size, self.affine, self.crop, self.hflip = img_size, affine, crop, hflip
         self.colour, self.erasing = colour, erasing
 
-    def __call__(self, picture: Picture, img_size: int | None = None) -> Tensor:
-        """uint8 (channels, img_size, img_size), of data.img_size where none is given. Raises BadImageError."""
+    def __call__(self, picture: Picture) -> Tensor:
+        """uint8 (channels, img_size, img_size). Raises BadImageError."""
+        return self.with_crop(picture)[0]
+
+    def with_crop(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """The same, and what of the picture is seen: (5,), top, left, height and width as shares, 1 if flipped."""
         if self.affine is not None:
             picture = Picture(self.affine(picture.image()), picture.channels)
-        image = self._crop(picture, img_size or self.img_size)
-        if random.random() < self.hflip:
+        image, crop = self._crop(picture)
+        flipped = random.random() < self.hflip
+        if flipped:
             image = image.flip(-1)
         if self.colour:
             pixels = image.permute(1, 2, 0).numpy()
@@ -113,21 +118,25 @@ class TrainingTransform:
             for operation in self.colour:
                 pixels = operation(pixels)
             image = torch.from_numpy(pixels.reshape(shape)).permute(2, 0, 1)
-        return self.erasing(image)
+        return self.erasing(image), torch.tensor([*crop, flipped])
 
-    def _crop(self, picture: Picture, img_size: int) -> Tensor:
-        """A random rectangle, resized; of a large JPEG, decoded at the least size that is not enlarged afterwards."""
+    def _crop(self, picture: Picture) -> tuple[Tensor, tuple[float, ...]]:
+        """A random rectangle, resized, and where it is, as shares of the picture's sides.
+
+        A large JPEG is decoded at the least size that is not enlarged afterwards.
+        """
         width, height = picture.size
         outline = torch.empty(1, height, width, device="meta")
         top, left, h, w = self.crop.get_params(outline, self.crop.scale, self.crop.ratio)
         mode = self.crop.interpolation
         mode = random.choice(mode) if isinstance(mode, tuple) else mode
-        shrink = next((s for s in SHRINKS if min(h, w) >= s * img_size), 1)
+        shrink = next((s for s in SHRINKS if min(h, w) >= s * self.img_size), 1)
         pixels = picture.pixels(shrink)
         y, x = pixels.shape[0] / height, pixels.shape[1] / width  # 1 where the picture is no JPEG
         pixels = pixels[round(y * top) : round(y * (top + h)), round(x * left) : round(x * (left + w))]
         pixels = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, for which torch is fastest
-        return F.interpolate(pixels, (img_size, img_size), mode=mode.value, antialias=True)[0]
+        image = F.interpolate(pixels, (self.img_size, self.img_size), mode=mode.value, antialias=True)[0]
+        return image, (top / height, left / width, h / height, w / width)
 
 
 class RandomErasing:

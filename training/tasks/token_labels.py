@@ -1,28 +1,11 @@
 """Labels for every token, from maps of scores that a teacher left on disk (token labelling, arXiv:2104.10858).
 
-The published maps are files `CLASS/NAME.pt` beside the pictures' own folders: half-precision tensors (2, k, h, w) with
-the k highest scores of each place and their classes. A map is of the whole picture, so it is cropped and flipped as the
-picture is.
+A map is of the whole picture, so it is cropped and flipped as the picture is.
 """
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
-
-from backbones.errors import InputError, first_line
-
-
-def read_label_map(path: Path) -> Tensor:
-    """The scores and classes of one picture, (2, k, h, w). Raises InputError where there is no such file."""
-    try:
-        label_map = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds
-        raise InputError(f"The label map {path} cannot be read ({first_line(error)}).") from error
-    if not isinstance(label_map, Tensor) or label_map.dim() != 4 or len(label_map) != 2:
-        raise InputError(f"The label map {path} is no tensor (2, k, h, w) of scores and classes.")
-    return label_map
 
 
 def dense_label_map(maps: Tensor, classes: int) -> Tensor:
