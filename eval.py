@@ -57,7 +57,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     # A checkpoint of this project names its classes, so a picture needs no data.
     classes = json.loads(read_metadata(checkpoint or "").get("classes", "null"))
     if image is None or classes is None:
-        _, source = config.data.splits()
+        source = config.data.evaluation()
         if checkpoint is not None:
             check_classes(checkpoint, source.classes)
     weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
