@@ -1,5 +1,7 @@
-"""Class maps and lists of pictures."""
+"""Class maps, lists of pictures, and tables of Hugging Face's datasets."""
 
+import io
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,12 @@ from PIL import Image
 
 from backbones import InputError
 from training.data import (
+    BadImageError,
+    BadImages,
+    HuggingFace,
     ImageFolder,
+    Loader,
+    evaluation_transform,
 )
 
 
@@ -19,6 +26,9 @@ def write_picture(path: Path, shade: int = 0) -> None:
 
 def targets(source) -> list[int]:
     return [source.target(i) for i in range(len(source))]
+
+
+# Class maps and lists
 
 
 @pytest.fixture
@@ -121,3 +131,121 @@ def test_lists_that_cannot_be_used(folder, text, said):
     files = dict(class_map=str(folder / "map.txt"), train_list=str(folder / "train.txt"))
     with pytest.raises(InputError, match=said):
         ImageFolder(root=str(folder), **files).splits()
+
+
+# Hugging Face's datasets
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """Write rows of pictures and labels, as columns of these names, to a split of tmp_path/data."""
+    import datasets
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+    def table(count: int, image="image", label="label", classes=("cat", "dog"), first=0):
+        pictures, labels = [], []
+        for i in range(first, first + count):
+            content = io.BytesIO()
+            Image.new("RGB", (40, 36), (10 * i, 0, 0)).save(content, "PNG")
+            pictures.append({"bytes": content.getvalue(), "path": None})
+            labels.append(i % 2)
+        kind = datasets.ClassLabel(names=list(classes)) if classes else datasets.Value("int64")
+        features = datasets.Features({image: datasets.Image(), label: kind})
+        return datasets.Dataset.from_dict({image: pictures, label: labels}, features=features)
+
+    return table
+
+
+def hugging(tmp_path, **settings) -> HuggingFace:
+    return HuggingFace(root=str(tmp_path / "data"), img_size=32, **settings)
+
+
+def test_parquet_files_and_saved_tables(rows, tmp_path):
+    import datasets
+
+    (tmp_path / "data/data").mkdir(parents=True)
+    for part in range(2):
+        rows(4, first=4 * part).to_parquet(str(tmp_path / f"data/data/train-0000{part}-of-00002.parquet"))
+    rows(3).to_parquet(str(tmp_path / "data/data/test-00000-of-00001.parquet"))
+    datasets.DatasetDict(train=rows(8), validation=rows(3), test=rows(2)).save_to_disk(str(tmp_path / "saved"))
+    for data in (hugging(tmp_path), HuggingFace(root=str(tmp_path / "saved"), img_size=32)):
+        train_source, val_source = data.splits()
+        assert len(train_source) == 8 and len(val_source) == len(data.evaluation()) == 3
+        assert train_source.classes == ["cat", "dog"] and targets(train_source) == [0, 1] * 4
+        shades = [train_source.picture(i).image().getpixel((0, 0))[0] for i in range(8)]
+        assert shades == [10 * i for i in range(8)] and train_source.name(3).endswith(" train, row 3")
+        # Read by worker processes, each picture by its index.
+        streams = []
+        for workers in (0, 2):
+            loader = Loader(train_source, evaluation_transform(data), 3, BadImages(0), workers, seed=0)
+            streams.append([(batch.images.tolist(), batch.indices.tolist()) for batch in loader.epoch()])
+        assert streams[0] == streams[1] and len(streams[0]) == 2
+
+
+def test_columns_and_splits_are_found_or_named(rows, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows(4, "photo", "animal", classes=()).to_parquet(str(tmp_path / "data/train.parquet"))
+    with pytest.raises(InputError, match=r"Which column of .* is the label is not clear.*data.label to.*photo, animal"):
+        hugging(tmp_path).splits()
+    source, _ = hugging(tmp_path, label="animal", val="train").splits()
+    assert source.classes == ["0", "1"] and source.picture(1).image().getpixel((0, 0))[0] == 10
+    with pytest.raises(InputError, match=r"no column 'animals'. Did you mean animal\?"):
+        hugging(tmp_path, label="animals").splits()
+    with pytest.raises(InputError, match=r"has no split 'validation', but train. Set data.train and data.val"):
+        hugging(tmp_path, label="animal").splits()
+    with pytest.raises(InputError, match=r"'photo' of .* does not give a label"):
+        hugging(tmp_path, label="photo", val="train").splits()
+    source, _ = hugging(tmp_path, label="animal", image="animal", val="train").splits()
+    with pytest.raises(BadImageError, match="column 'animal' holds 1 there, which is no picture"):
+        source.picture(1)
+
+
+def test_columns_of_bytes_and_paths(tmp_path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "data").mkdir()
+    write_picture(tmp_path / "red.png", 200)
+    for column in ([(tmp_path / "red.png").read_bytes(), None], [str(tmp_path / "red.png"), "nothing.png"]):
+        pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [0, 1]}), tmp_path / "data/train.parquet")
+        source, _ = hugging(tmp_path, val="train").splits()
+        assert source.picture(0).image().getpixel((0, 0)) == (200, 0, 0)
+        with pytest.raises(BadImageError):
+            source.picture(1)
+
+
+def test_one_of_several_configurations(rows, tmp_path):
+    for name, count in (("small", 2), ("large", 5)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        rows(count).to_parquet(str(tmp_path / f"data/{name}/train.parquet"))
+    entries = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("small", "large"))
+    (tmp_path / "data/README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    assert len(hugging(tmp_path, config="large", val="train").splits()[0]) == 5
+    with pytest.raises(InputError, match=r"datasets cannot load .*Config name is missing"):
+        hugging(tmp_path, val="train").splits()
+
+
+def test_tables_that_cannot_be_used(rows, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"needs data.root=PATH"):
+        HuggingFace().splits()
+    with pytest.raises(InputError, match=r"/data does not exist"):
+        hugging(tmp_path).splits()
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match=r"datasets cannot load .*any data files"):
+        hugging(tmp_path).splits()
+    (tmp_path / "data/train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="datasets cannot load"):
+        hugging(tmp_path).splits()
+    rows(2).to_parquet(str(tmp_path / "data/train.parquet"))
+    rows(2).map(lambda row: {"label": -1}).to_parquet(str(tmp_path / "data/test.parquet"))
+    with pytest.raises(InputError, match=r"'label' of .*test does not give a label, a number from 0 on"):
+        hugging(tmp_path).splits()
+    rows(2, classes=()).map(lambda row: {"label": 7}).to_parquet(str(tmp_path / "data/test.parquet"))
+    with pytest.raises(InputError, match="test has the label 7, but there are 2 classes, from 0 on"):
+        hugging(tmp_path).splits()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'backbones\[huggingface\]'"):
+        hugging(tmp_path).splits()

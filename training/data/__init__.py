@@ -2,12 +2,18 @@
 
 from .decode import BadImageError, Picture
 from .digits import Digits
+from .huggingface import HuggingFace
 from .imagefolder import ImageFolder
 from .loader import BadImages, Batch, Loader
 from .settings import AugmentSettings, DataSettings, Source
 from .transforms import evaluation_transform, training_transform
 
-DATASETS = {"digits": Digits, "imagefolder": ImageFolder}  # by the `name` of their settings
+# By the `name` of their settings.
+DATASETS = {
+    "digits": Digits,
+    "huggingface": HuggingFace,
+    "imagefolder": ImageFolder,
+}
 
 __all__ = [
     "DATASETS",
@@ -17,6 +23,7 @@ __all__ = [
     "Batch",
     "DataSettings",
     "Digits",
+    "HuggingFace",
     "ImageFolder",
     "Loader",
     "Picture",
