@@ -21,7 +21,7 @@ ALLOWED = {
     "backbones/attention": TORCH | {"backbones.attention", "backbones.layers", "backbones.kernels", "backbones.errors"},
     "training": TORCH | {"PIL", "rich", "matplotlib", "safetensors", "backbones", "training"},
     "training/data": TORCH
-    | {"PIL", "simplejpeg", "sklearn", "datasets"}
+    | {"PIL", "simplejpeg", "sklearn", "datasets", "filelock", "tqdm"}
     | {"backbones.errors", "training.data", "training.seeding"},
     "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks"},
     "training/engine": TORCH

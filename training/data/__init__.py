@@ -6,6 +6,7 @@ from .huggingface import HuggingFace
 from .imagefolder import ImageFolder
 from .loader import BadImages, Batch, Loader
 from .settings import AugmentSettings, DataSettings, Source
+from .shards import WebDataset
 from .transforms import evaluation_transform, training_transform
 
 # By the `name` of their settings.
@@ -13,6 +14,7 @@ DATASETS = {
     "digits": Digits,
     "huggingface": HuggingFace,
     "imagefolder": ImageFolder,
+    "webdataset": WebDataset,
 }
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Loader",
     "Picture",
     "Source",
+    "WebDataset",
     "evaluation_transform",
     "training_transform",
 ]
