@@ -4,6 +4,7 @@ from .decode import BadImageError, Picture
 from .digits import Digits
 from .huggingface import HuggingFace
 from .imagefolder import ImageFolder
+from .imagenet import ImageNetA, ImageNetC, ImageNetR, ImageNetReal, ImageNetSketch, ImageNetV2
 from .loader import BadImages, Batch, Loader
 from .settings import AugmentSettings, DataSettings, Source
 from .shards import WebDataset
@@ -14,6 +15,12 @@ DATASETS = {
     "digits": Digits,
     "huggingface": HuggingFace,
     "imagefolder": ImageFolder,
+    "imagenet_a": ImageNetA,
+    "imagenet_c": ImageNetC,
+    "imagenet_r": ImageNetR,
+    "imagenet_real": ImageNetReal,
+    "imagenet_sketch": ImageNetSketch,
+    "imagenet_v2": ImageNetV2,
     "webdataset": WebDataset,
 }
 
@@ -27,6 +34,12 @@ __all__ = [
     "Digits",
     "HuggingFace",
     "ImageFolder",
+    "ImageNetA",
+    "ImageNetC",
+    "ImageNetR",
+    "ImageNetReal",
+    "ImageNetSketch",
+    "ImageNetV2",
     "Loader",
     "Picture",
     "Source",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backbones.errors import InputError
 
 from .pictures import confusion_picture, errors_picture
+from .scoring import Scoring
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Classification(nn.Module):
                 label_smoothing=settings.label_smoothing,
                 num_classes=len(classes),
             )
+        self.scoring = Scoring()  # how the data that are evaluated want predictions counted
         self.start_evaluation()
 
     def training_step(self, batch) -> dict[str, Tensor]:
@@ -97,25 +99,28 @@ class Classification(nn.Module):
     def evaluation_step(self, batch) -> None:
         """Predict a batch and remember the outcome."""
         images, targets = self._prepare(batch)
-        logits = self.model(images).float()
-        losses = F.cross_entropy(logits, targets, reduction="none")
+        logits = self.scoring.restrict(self.model(images).float())
+        losses = self.scoring.losses(logits, targets, batch.indices)
         ranked = logits.topk(min(5, logits.shape[1])).indices
         confidence = logits.softmax(1).amax(1)
         self._seen.append(tuple(t.cpu() for t in (batch.indices, targets, ranked, confidence, losses)))
 
     def compute_metrics(self) -> dict[str, float]:
-        """top1 and top5, as fractions, and the mean loss over everything since `start_evaluation`."""
-        _, targets, ranked, _, losses = self._outcome()
-        hits = ranked == targets[:, None]
+        """top1 and top5, as fractions, the mean loss, and what the data add, of all since `start_evaluation`."""
+        indices, targets, ranked, _, losses = self._outcome()
+        hits = self.scoring.hits(ranked, targets, indices)
         return {
             "top1": hits[:, 0].double().mean().item(),
             "top5": hits.any(1).double().mean().item(),
             "loss": losses.double().mean().item(),
+            **self.scoring.metrics(indices, hits[:, 0]),
         }
 
     def describe(self, metrics: dict[str, float]) -> str:
         """The metrics in words."""
-        return f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}"
+        names = {"mean_error": "mean error", "mce": "mCE"}
+        added = "".join(f", {names[name]} {metrics[name]:.2%}" for name in names if name in metrics)
+        return f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}{added}"
 
     def metadata(self) -> dict[str, str]:
         """What to keep with the weights: the names of the classes, to classify a picture without the data."""
@@ -125,6 +130,7 @@ class Classification(nn.Module):
         """confusion.png and errors.png of the last evaluation, which was of `source`."""
         indices, targets, ranked, confidence, _ = self._outcome()
         predicted = ranked[:, 0]
+        targets = torch.where(self.scoring.hits(ranked, targets, indices)[:, 0], predicted, targets)
         confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.long)
         confusion.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
         wrong = torch.nonzero(predicted != targets).flatten()
