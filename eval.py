@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from train import (
     with_free_backbone,
 )
 from training.commandline import ending_well
-from training.data import BadImageError, BadImages, Loader, Picture, evaluation_transform
+from training.data import DATASETS, BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
 from training.distributed import choose_device
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
+from training.tasks import Scoring
 
 PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
 
@@ -46,14 +47,27 @@ class EvalConfig:
 
 
 def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> None:
-    """Evaluate a run's best weights, or another checkpoint, on the run's validation set, or on one picture."""
+    """Evaluate a run's best weights, or another checkpoint, on its validation set, on other data, or on one picture."""
     run = RunFolder(folder)
-    config = OmegaConf.to_object(saved_config(folder, overrides))
+    of_data = [text for text in overrides if "data" in given and text.startswith(("data=", "data."))]
+    config = OmegaConf.to_object(saved_config(folder, [text for text in overrides if text not in of_data]))
     config.recipe = Recipe()  # how it was taught does not matter, and a teacher need not be built
+    if of_data:
+        config.data = other_data(config.data, given["data"], of_data)
     checkpoint = Path(given.get("checkpoint", run.best))
     if checkpoint == run.best and not run.best.is_file():
         raise InputError(f"The run in {folder} has no weights yet: {run.best} does not exist. Let it finish an epoch.")
     report(config, checkpoint, given.get("image"), Path(given.get("run_dir", folder)))
+
+
+def other_data(learned: DataSettings, name: str, overrides: list[str]) -> DataSettings:
+    """Another data set, for a network that learned from `learned`: its pictures are prepared as those were."""
+    kept = {field.name: getattr(learned, field.name) for field in fields(DataSettings) if field.name != "name"}
+    if DATASETS.get(name, DataSettings).crop_pct != DataSettings.crop_pct:
+        del kept["crop_pct"]  # its pictures come cropped
+    kept = [f"data.{key}={json.dumps(value)}" for key, value in kept.items()]
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        return OmegaConf.to_object(hydra.compose("eval", kept + overrides).data)
 
 
 def report(config, checkpoint: Path | None, image: str | None, folder: Path | None) -> None:
@@ -69,7 +83,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     # A checkpoint of this project names its classes, so a picture needs no data; nearest neighbours are of the data.
     classes = json.loads(read_metadata(checkpoint or "").get("classes", "null")) if kind.trains else None
     if image is None or classes is None:
-        train_source, source = config.data.splits()
+        train_source, source = (None, config.data.evaluation()) if kind.trains else config.data.splits()
         if checkpoint is not None and kind.trains:
             check_classes(checkpoint, source.classes)
     weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
@@ -101,6 +115,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     if image is not None:
         classify(task, config, image)
         return
+    task.scoring = Scoring(source)
 
     folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,9 @@ ALLOWED = {
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
     "backbones/attention": TORCH | {"backbones.attention", "backbones.layers", "backbones.kernels", "backbones.errors"},
     "training": TORCH | {"PIL", "yaml", "rich", "matplotlib", "safetensors", "backbones", "training"},
-    "training/data": TORCH | {"PIL", "simplejpeg", "sklearn", "backbones.errors", "training.data", "training.seeding"},
+    "training/data": TORCH
+    | {"PIL", "simplejpeg", "sklearn", "datasets", "filelock", "tqdm"}
+    | {"backbones.errors", "training.data", "training.seeding"},
     "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks", "training.distributed"},
     "training/engine": TORCH
     | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}

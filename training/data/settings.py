@@ -79,6 +79,10 @@ class DataSettings(ABC):
     def splits(self) -> tuple[Source, Source]:
         """The training and the validation split."""
 
+    def evaluation(self) -> Source:
+        """What to evaluate on: the validation split, where that can be had without the training split."""
+        return self.splits()[1]
+
 
 @dataclass
 class AugmentSettings:

@@ -2,6 +2,7 @@
 
 from .classification import Classification
 from .probes import AttentiveProbing, LinearProbing, NearestNeighbours
+from .scoring import Scoring
 from .settings import DistillSettings, LossSettings, ProgressiveSettings, RegularizeSettings, TeachingSettings
 
 TASKS = {
@@ -21,5 +22,6 @@ __all__ = [
     "NearestNeighbours",
     "ProgressiveSettings",
     "RegularizeSettings",
+    "Scoring",
     "TeachingSettings",
 ]

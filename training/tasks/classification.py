@@ -17,6 +17,7 @@ from ..distributed import gather
 from .losses import distillation_loss, label_loss, soft_labels, token_losses
 from .pictures import confusion_picture, errors_picture
 from .progressive import epoch_size
+from .scoring import Scoring
 from .settings import TeachingSettings
 from .teacher import Teacher
 from .token_labels import token_targets, with_ground_truth
@@ -58,6 +59,7 @@ class Classification(nn.Module):
             )
         self.teacher = Teacher(settings.distill, len(classes), mean, std) if settings.distill.teacher else None
         self.start_epoch(0, 1)
+        self.scoring = Scoring()  # how the data that are evaluated want predictions counted
         self.start_evaluation()
 
     @staticmethod
@@ -120,14 +122,14 @@ class Classification(nn.Module):
     def evaluation_step(self, batch) -> None:
         """Predict a batch and remember the outcome."""
         images, targets = self._prepare(batch)
-        logits = self.logits(images)
-        losses = F.cross_entropy(logits, targets, reduction="none")
+        logits = self.scoring.restrict(self.logits(images))
+        losses = self.scoring.losses(logits, targets, batch.indices)
         ranked = logits.topk(min(5, logits.shape[1])).indices
         confidence = logits.softmax(1).amax(1)
         self._seen.append(tuple(t.cpu() for t in (batch.indices, targets, ranked, confidence, losses)))
 
     def compute_metrics(self) -> dict[str, float]:
-        """top1 and top5, as fractions, and the mean loss over every picture that a process saw since the start."""
+        """top1 and top5, as fractions, the mean loss, and what the data add, of every picture that a process saw."""
         seen = [batch for each in gather(self._seen) for batch in each]
         if not seen:
             raise InputError("There was no picture to evaluate on: the validation set has none that can be read.")
@@ -135,17 +137,20 @@ class Classification(nn.Module):
         # Where a loader fills up its last round, or puts one picture in the place of another, that one comes twice.
         first = {index: i for i, index in reversed(list(enumerate(outcome[0].tolist())))}
         self._outcome = [part[[first[index] for index in sorted(first)]] for part in outcome]
-        _, targets, ranked, _, losses = self._outcome
-        hits = ranked == targets[:, None]
+        indices, targets, ranked, _, losses = self._outcome
+        hits = self.scoring.hits(ranked, targets, indices)
         return {
             "top1": hits[:, 0].double().mean().item(),
             "top5": hits.any(1).double().mean().item(),
             "loss": losses.double().mean().item(),
+            **self.scoring.metrics(indices, hits[:, 0]),
         }
 
     def describe(self, metrics: dict[str, float]) -> str:
         """The metrics in words."""
-        return f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}"
+        names = {"mean_error": "mean error", "mce": "mCE"}
+        added = "".join(f", {names[name]} {metrics[name]:.2%}" for name in names if name in metrics)
+        return f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.4f}{added}"
 
     def metadata(self) -> dict[str, str]:
         """What to keep with the weights: the names of the classes, to classify a picture without the data."""
@@ -155,6 +160,7 @@ class Classification(nn.Module):
         """confusion.png and errors.png of the last evaluation, which was of `source`."""
         indices, targets, ranked, confidence, _ = self._outcome
         predicted = ranked[:, 0]
+        targets = torch.where(self.scoring.hits(ranked, targets, indices)[:, 0], predicted, targets)
         confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.long)
         confusion.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
         wrong = torch.nonzero(predicted != targets).flatten()
