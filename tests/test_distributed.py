@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+import backbones
 from backbones.checkpoints import read_checkpoint
 from training.engine import Checkpoints
 
@@ -144,5 +145,12 @@ def test_sharded_training(two, tmp_path):
     assert "Resumed at epoch 3, step 44" in output
     expected = losses(two, 2, 1)[44:]
     assert ((losses(tmp_path, 4, 1) - expected) / expected).abs().max() < 1e-3
+    for flag in ([], ["--ema"]):
+        command = [sys.executable, "-m", "training", "weights", "out", "one.safetensors", *flag]
+        subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+        model = backbones.create_model(
+            "swin_nano", num_classes=10, in_chans=1, img_size=32, checkpoint_path=tmp_path / "one.safetensors"
+        )
+        assert all(value.isfinite().all() for value in model.state_dict().values())
     output = run(tmp_path, 1, "resume=out", "trainer.batch_size=64", code=None)
     assert "are sharded. Go on with trainer.strategy=fsdp" in output

@@ -1,6 +1,6 @@
 """What runs a task: the loop, optimisation, checkpoints, the run folder, and what is said meanwhile."""
 
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, weights_of
 from .loggers import LOGGERS
 from .loop import evaluate, fit
 from .optimization import Precision, scale_rates
@@ -28,4 +28,5 @@ __all__ = [
     "fit",
     "is_sharded",
     "scale_rates",
+    "weights_of",
 ]

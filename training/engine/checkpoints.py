@@ -170,6 +170,32 @@ def load_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(path=str(folder)))
 
 
+def weights_of(folder: Path, averaged: bool = False) -> dict[str, Tensor]:
+    """The whole weights in a run's last state, sharded or not, by one process.
+
+    Args:
+        folder: the run's `checkpoints`.
+        averaged: the moving average of the weights rather than these.
+
+    Raises:
+        InputError: there is no whole state, or it has no average.
+    """
+    part = "ema" if averaged else "model"
+    checkpoints = Checkpoints(folder, sharded=not (folder / "last.pt").exists())
+    if checkpoints.sharded:
+        reader = HuggingFaceStorageReader(path=str(checkpoints.load_plain()[0]))
+        found = reader.read_metadata().state_dict_metadata.items()
+        names = {name: metadata for name, metadata in found if name.startswith(f"{part}.")}
+        tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in names.items()}
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        weights = {name.removeprefix(f"{part}."): value for name, value in tensors.items()}
+    else:
+        weights = checkpoints.load()[part]
+    if not weights:
+        raise InputError(f"The run keeps no average of its weights: there is none in {folder}.")
+    return weights
+
+
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
