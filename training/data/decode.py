@@ -32,8 +32,8 @@ class Picture:
     """A picture that is decoded when its pixels are asked for.
 
     Args:
-        content: the bytes of a file, or a picture that is decoded already.
-        channels: 1 for grey-scale, 3 for colour; whatever the file has is converted.
+        content: the bytes of a file, or a picture that is decoded already and is taken as it is.
+        channels: 1 for grey-scale, 3 for colour; what a file has is converted.
     """
 
     def __init__(self, content: bytes | Image.Image, channels: int):
@@ -48,7 +48,7 @@ class Picture:
             raise BadImageError(first_line(error)) from error
 
     def image(self) -> Image.Image:
-        """The pixels, of mode L or RGB.
+        """The pixels; of a file, in mode L or RGB.
 
         JPEGs go through libjpeg-turbo; what that refuses (CMYK, say) and other formats through Pillow.
 
