@@ -16,7 +16,7 @@ test: .venv/.dev  ## lint and run the tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: .venv/.dev  ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 venv: .venv/.dev  ## create .venv with the project and everything the tests need
 

@@ -73,11 +73,15 @@ class Backbone(nn.Module):
         feature_info: a dict per stage: channels `num_chs`, stride to the image `reduction`, and `module`.
         num_features, head_hidden_size: channels of the last map and of the classifier's input.
         classifiers: the linear layers with a row per class, which loading adapts to another number of classes.
+        optional: how entries' names start that a checkpoint may have and the model not, or the other way round.
+        output_layers: how entries' names start that a dense backbone has and a classifier's checkpoint has not.
     """
 
     output_fmt = "NCHW"
     min_size = 32  # pixels
     classifiers = ("head.fc",)
+    optional = ()
+    output_layers = ("norm",)
 
     def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float, dense: str | None):
         super().__init__()
@@ -121,10 +125,6 @@ class Backbone(nn.Module):
     def dense_output(self, stage: int, x: Tensor) -> Tensor:
         """A stage's map as the dense backbone returns it: through a norm of its own."""
         return self.get_submodule(f"norm{stage}")(x)
-
-    def fit_entries(self, state: dict[str, Tensor]) -> set[str]:
-        """Make a checkpoint's entries fit this model, in place; returns the model's that are to stay as they are."""
-        return set()
 
     def stage_arguments(self, images: Tensor) -> tuple:
         """What the blocks need to know besides their map."""

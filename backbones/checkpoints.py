@@ -101,7 +101,9 @@ def load_checkpoint(
         table = f"{name}.table"
         if hasattr(module, "fit_table") and table in state:
             state[table] = module.fit_table(state[table])
-    kept = _fit_head(model, state, class_rows) | _fit_dense(model, state) | model.fit_entries(state)
+        if hasattr(module, "fit_entries"):
+            module.fit_entries(state, f"{name}.")
+    kept = _fit_head(model, state, class_rows) | _fit_dense(model, state) | _fit_optional(model, state)
     _fit_stem(model, state, own)
 
     missing = [name for name in own if name not in state and name not in kept]
@@ -172,16 +174,30 @@ def _fit_head(model: Backbone, state: dict[str, Tensor], class_rows) -> set[str]
 
 
 def _fit_dense(model: Backbone, state: dict[str, Tensor]) -> set[str]:
-    """Leave out a classifier's final norm in a dense model; returns the output norms that stay as they are."""
+    """Leave out a classifier's final norm in a dense model; returns the output layers' entries that stay."""
     if not model.dense:
         return set()
-    norms = {name for name in model.state_dict() if name.startswith("norm")} - state.keys()
-    if not norms:
+    kept = {name for name in model.state_dict() if name.startswith(model.output_layers)} - state.keys()
+    if not kept:
         return set()
     for name in [name for name in state if name.startswith(("norm.", "head.norm."))]:
         del state[name]
-    log.info("%d output norms are not in the checkpoint and keep their initial values.", len(norms) // 2)
-    return norms
+    layers = sorted({name.rpartition(".")[0] for name in kept})
+    log.info("The checkpoint has no %s; they keep their initial values.", ", ".join(layers))
+    return kept
+
+
+def _fit_optional(model: Backbone, state: dict[str, Tensor]) -> set[str]:
+    """Leave out optional entries that the model has not; returns those of the model that the checkpoint has not."""
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(model.optional)}
+    for name in [name for name in state if name.startswith(model.optional)]:
+        if name not in own or state[name].shape != own[name].shape:  # none in the model, or other classes
+            del state[name]
+            nn.init.zeros_(own.get(name, torch.empty(0)))
+    kept = own.keys() - state.keys()
+    if kept:
+        log.info("The checkpoint has not, and the model starts anew with: %s.", ", ".join(sorted(kept)))
+    return kept
 
 
 def _fit_stem(model: Backbone, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:

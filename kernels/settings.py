@@ -18,6 +18,7 @@ DEFAULT = {
     "window_backward_kv": dict(num_warps=8, num_stages=1),
     "window_backward_bias": dict(num_warps=8, num_stages=1, programs=1024),
     "neighborhood_forward": dict(num_warps=8, num_stages=1),
+    "aggregate_forward": dict(num_warps=4, num_stages=1),  # without a softmax
     "neighborhood_backward_q": dict(num_warps=8, num_stages=1),
     "neighborhood_backward_kv": dict(num_warps=8, num_stages=1),
     "neighborhood_backward_bias": dict(num_warps=8, num_stages=1, programs=1024),

@@ -87,7 +87,7 @@ def test_a_classifier_starts_a_dense_backbone(tmp_path, caplog):
         dense = build(features_only=True, dense="detection", checkpoint_path=tmp_path / "classifier.pth")
     assert torch.equal(dense.model.stem.proj.weight, model.stem.proj.weight)
     assert (dense.model.norm3.weight == 1).all()
-    assert "4 output norms are not in the checkpoint" in caplog.text
+    assert "no norm0, norm1, norm2, norm3; they keep their initial values" in caplog.text
 
 
 def test_another_number_of_classes_drops_and_zeroes_the_head(tmp_path, caplog):

@@ -12,34 +12,14 @@ from .conftest import ROOT
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes of a program
 
 
-@pytest.fixture(scope="module")
-def compilations(tmp_path_factory):
-    """The compilation for each GPU, all begun at once."""
-    started = {}
-
-    def start(target: str, dtype: str) -> None:
-        command = [sys.executable, "-m", "tests.compile_kernels", target, "--dtype", dtype]
-        cache = dict(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("cache")), OMP_NUM_THREADS="1")
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started[target, dtype] = subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
-
-    def rows_of(target: str, dtype: str) -> list[dict]:
-        if (target, dtype) not in started:
-            for each in SHARED:
-                start(each, dtype)
-        printed, errors = started[target, dtype].communicate()
-        assert started[target, dtype].returncode == 0, errors
-        return [json.loads(line) for line in printed.splitlines()]
-
-    yield rows_of
-    for process in started.values():
-        process.kill()
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", SHARED)
-def test_kernels_compile_and_fit(target, dtype, compilations):
-    rows = compilations(target, dtype)
+def test_kernels_compile_and_fit(target, dtype, tmp_path):
+    command = [sys.executable, "-m", "tests.compile_kernels", target, "--dtype", dtype]
+    environment = os.environ | dict(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     print(f"\n{target}, {dtype}: registers of a thread, bytes of a thread spilled, bytes of shared memory")
     for row in rows:
         print(f"  {row['case']:25}{row['kernel']:17}{row['registers']:5}{row['spills']:7}{row['shared']:8}")

@@ -308,8 +308,9 @@ def test_the_choice_of_the_implementation():
         (dict(BACKBONES_KERNELS="triton", TRITON_INTERPRET="1"), "ok"),
         (dict(BACKBONES_KERNELS="triton", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES=""), "Triton runs on GPUs"),
         (dict(BACKBONES_KERNELS="fast"), "BACKBONES_KERNELS is one of auto, reference, triton, but got 'fast'"),
+        (dict(TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES=""), "ok"),
     ],
-    ids=["triton", "without a GPU", "unknown"],
+    ids=["triton", "without a GPU", "unknown", "auto"],
 )
 def test_the_choice_by_the_environment(variables, printed):
     code = (

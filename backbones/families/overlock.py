@@ -12,14 +12,13 @@ eps is 1e-5, LayerNorm's 1e-6. In the dense backbones the overview net continues
 projection before the classifier is this model's `norm`, so `forward_features` returns `head_width` channels.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, SqueezeExcite, calculate_drop_path_rates
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates
 from torch import Tensor, fx, nn
 
 from ..attention import ContextMixing
@@ -30,13 +29,13 @@ from ..layers import (
     ConvNorm,
     ConvStem,
     DilatedDepthwiseConv,
+    LargeKernelBlock,
     ResidualDepthwiseConv,
     ResponseNormMlp,
+    SplitConvNorm,
     init_conv_weights,
 )
 from ..registry import register_family
-
-log = logging.getLogger(__name__)
 
 fx.wrap("check_images")  # its arithmetic on sizes is not for symbolic tracing
 
@@ -48,25 +47,6 @@ VARIANTS = {
     "overlock_s": dict(dims=(64, 128, 320, 512), depths=(6, 6, 8, 3), sub_depths=(16, 3), num_heads=(8, 16)),
     "overlock_b": dict(dims=(80, 160, 384, 576), depths=(8, 8, 10, 4), sub_depths=(20, 4), num_heads=(6, 9)),
 }
-
-
-class BaseBlock(nn.Module):
-    """Block of the base and overview nets: a large convolution and an MLP, (B, C, H, W) to the same shape."""
-
-    def __init__(self, dim: int, large: DilatedDepthwiseConv, mlp_ratio: float, scaled: bool, drop_path: float):
-        super().__init__()
-        self.dwconv = ResidualDepthwiseConv(dim)
-        self.norm = LayerNorm2d(dim, eps=1e-6)
-        self.large = nn.Sequential(large, nn.BatchNorm2d(dim))
-        self.se = SqueezeExcite(dim, rd_channels=max(16, dim // 8), act_layer=nn.GELU)
-        self.mlp = ResponseNormMlp(dim, int(mlp_ratio * dim))
-        self.ls = ChannelScale(dim) if scaled else nn.Identity()
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dwconv(x)
-        y = self.se(self.large(self.norm(x)))
-        return self.ls(x) + self.drop_path(self.mlp(y))
 
 
 class FocusBlock(nn.Module):
@@ -99,19 +79,6 @@ class FocusBlock(nn.Module):
         return self.ls2(x) + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class FocusDownsample(nn.Module):
-    """Half the resolution, with one convolution for the map's channels and one for the context after them."""
-
-    def __init__(self, dim: int, out_dim: int, context_dim: int):
-        super().__init__()
-        self.dims = (dim, context_dim)
-        self.x_proj, self.h_proj = ConvNorm(dim, out_dim), ConvNorm(context_dim, context_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, context = x.split(self.dims, 1)
-        return torch.cat([self.x_proj(x), self.h_proj(context)], 1)
-
-
 class WithAuxiliary(NamedTuple):
     """What a training forward returns if the auxiliary head is to be trained."""
 
@@ -138,6 +105,9 @@ class OverLoCK(Backbone):
         img_size: nominal image size, in pixels; nothing in the network depends on it.
         drop_path_rate: drop probability of the last block; rises linearly from 0 through base, overview and focus net.
     """
+
+    optional = ("aux_head.",)
+    output_layers = ("norm", "overview_out")
 
     def __init__(
         self,
@@ -176,24 +146,22 @@ class OverLoCK(Backbone):
         rates = calculate_drop_path_rates(drop_path_rate, [*depths, *sub_depths], stagewise=True)
 
         def base_stage(i: int) -> Stage:
-            blocks = [
-                BaseBlock(dims[i], DilatedDepthwiseConv(dims[i], kernel_sizes[i], reparameterized), mlp_ratio, i > 1, p)
-                for p in rates[i]
-            ]
+            sizes = (dims[i], kernel_sizes[i], mlp_ratio, i > 1, reparameterized)
+            blocks = [LargeKernelBlock(*sizes, rate) for rate in rates[i]]
             return Stage(ConvNorm(dims[i - 1], dims[i]) if i else nn.Identity(), blocks)
 
         def focus_stage(i: int, downsample: nn.Module) -> Stage:
             sizes = (dims[i], context_dim, 2 * num_heads[i - 2], kernel_sizes[i], small_kernel_size, reparameterized)
             blocks = [
-                FocusBlock(ContextMixing(*sizes), sub_mlp_ratio, i == 2 and j == 0, p)
-                for j, p in enumerate(rates[i + 2])
+                FocusBlock(ContextMixing(*sizes), sub_mlp_ratio, i == 2 and j == 0, rate)
+                for j, rate in enumerate(rates[i + 2])
             ]
             return Stage(downsample, blocks)
 
         self.stem = ConvStem(in_chans, dims[0], stem_stride)
         self.overview = nn.ModuleList([base_stage(2), base_stage(3)])
         self.context_proj = nn.Conv2d(dims[3], context_dim, 1)
-        focus_downsample = FocusDownsample(dims[2], dims[3], context_dim)
+        focus_downsample = SplitConvNorm(dims[2], dims[3], context_dim)
         self.stages = nn.ModuleList(
             [base_stage(0), base_stage(1), focus_stage(2, nn.Identity()), focus_stage(3, focus_downsample)]
         )
@@ -296,21 +264,6 @@ class OverLoCK(Backbone):
         groups["overview"].append((r"^(?:context_proj|aux_head|overview_out)", (99999,)))
         return dict(stem=r"^stem") | groups
 
-    def fit_entries(self, state: dict[str, Tensor]) -> set[str]:
-        """Merge kernels for the merged form; auxiliary heads and output layers need not be on both sides."""
-        for name, module in self.named_modules():
-            if isinstance(module, DilatedDepthwiseConv):
-                module.fit_entries(state, f"{name}.")
-        own = {n: v for n, v in self.state_dict().items() if n.startswith(("aux_head.", "overview_out."))}
-        for name in [name for name in state if name.startswith("aux_head.")]:
-            if name not in own or state[name].shape != own[name].shape:  # no such head, or other classes
-                del state[name]
-                nn.init.zeros_(own.get(name, torch.empty(0)))
-        kept = own.keys() - state.keys()
-        if kept:
-            log.info("The checkpoint has not, and the model starts anew with: %s.", ", ".join(sorted(kept)))
-        return kept
-
 
 MIXING = "fusion|gate|lepe|weight_|dyconv_proj|se_layer|proj|rpb"
 RENAMED = [
@@ -320,8 +273,7 @@ RENAMED = [
     (r"^patch_embed2", "stages.1.downsample"),
     (r"^patch_embed(\d)", lambda m: f"overview.{int(m[1]) - 3}.downsample"),
     (r"^patch_embedx", "stages.3.downsample"),
-    (r"\.downsample(\.\w_proj)?\.0\.", r".downsample\1.proj."),
-    (r"\.downsample(\.\w_proj)?\.1\.", r".downsample\1.norm."),
+    (r"\.downsample(\.\w_proj)?\.([01])\.", lambda m: f".downsample{m[1] or ''}.{('proj', 'norm')[int(m[2])]}."),
     (r"^high_level_proj", "context_proj"),
     # blocks
     (r"^blocks([12])", lambda m: f"stages.{int(m[1]) - 1}.blocks"),
@@ -329,21 +281,17 @@ RENAMED = [
     (rf"^sub_blocks(\d)\.(\d+)\.({MIXING})", r"sub_blocks\1.\2.mixing.\3"),
     (r"^sub_blocks([34])", lambda m: f"stages.{int(m[1]) - 1}.blocks"),
     (r"(\.blocks\.\d+)\.proj\.0", r"\1.norm"),
-    (r"(\.blocks\.\d+)\.proj\.1", r"\1.large.0"),
-    (r"(\.blocks\.\d+)\.proj\.2", r"\1.large.1"),
-    (r"\.(?:proj\.3|se_layer)\.proj\.1", ".se.fc1"),
-    (r"\.(?:proj\.3|se_layer)\.proj\.3", ".se.fc2"),
+    (r"(\.blocks\.\d+)\.proj\.([12])", lambda m: f"{m[1]}.large.{int(m[2]) - 1}"),
+    (r"\.(?:proj\.3|se_layer)\.proj\.([13])", lambda m: f".se.fc{1 + int(m[1]) // 3}"),
     (r"(?<!mixing)\.(?:proj\.4|mlp\.0)\.", ".mlp.fc1."),
     (r"(?<!mixing)\.(?:proj\.6|mlp\.2)\.", ".mlp.dwconv."),
     (r"(?<!mixing)\.(?:proj\.7|mlp\.3)\.", ".mlp.norm."),
     (r"(?<!mixing)\.(?:proj\.8|mlp\.4)\.", ".mlp.fc2."),
     (r"\.weight_query", ".query"),
-    (r"\.weight_key\.1", ".key.0"),
-    (r"\.weight_key\.2", ".key.1"),
+    (r"\.weight_key\.(\d)", lambda m: f".key.{int(m[1]) - 1}"),
     (r"\.weight_proj", ".kernels"),
     (r"\.dyconv_proj", ".out"),
-    (r"\.rpb1", ".small_bias"),
-    (r"\.rpb2", ".large_bias"),
+    (r"\.rpb([12])", lambda m: (".small_bias", ".large_bias")[int(m[1]) - 1]),
     (r"\.lk_origin", ".conv"),
     (r"\.origin_bn", ".norm"),
     (r"\.dil_conv_(\w+)", r".branches.\1.0"),
@@ -354,8 +302,7 @@ RENAMED = [
     (r"^head\.4", "head.fc"),
     (r"^extra_norm\.4", "overview_out.0"),
     (r"^extra_norm\.", "norm"),
-    (r"^h_proj\.0", "overview_out.1"),
-    (r"^h_proj\.1", "overview_out.2"),
+    (r"^h_proj\.([01])", lambda m: f"overview_out.{int(m[1]) + 1}"),
 ]
 LINEAR = ("mlp.fc1.weight", "mlp.fc2.weight", "kernels.weight", "fc.weight")
 

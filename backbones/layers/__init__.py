@@ -1,12 +1,13 @@
 """Pieces without attention that families share; generic ones come from `timm.layers`."""
 
 from .channelwise import ChannelScale, GlobalResponseNorm, ResponseNormMlp
-from .conv_stem import ConvNorm, ConvStem
+from .conv_stem import ConvNorm, ConvStem, SplitConvNorm
 from .convolution import ConditionalPosition, DepthwiseConv, DepthwiseMlp
 from .deformable import DeformableMerging, bilinear_sample
 from .dilated_depthwise import DilatedDepthwiseConv, ResidualDepthwiseConv, depthwise_conv
 from .grid_position import GridPosition
 from .init import init_conv_weights, init_weights
+from .large_kernel import LargeKernelBlock
 from .linear import MapLinear, Mlp, is_traced
 from .position import RelativePositionBias, resize_bicubic
 from .positioned import PositionedBlock
@@ -26,6 +27,7 @@ __all__ = [
     "DilatedDepthwiseConv",
     "GlobalResponseNorm",
     "GridPosition",
+    "LargeKernelBlock",
     "MapLinear",
     "Mlp",
     "PatchMerging",
@@ -34,6 +36,7 @@ __all__ = [
     "RelativePositionBias",
     "ResidualDepthwiseConv",
     "ResponseNormMlp",
+    "SplitConvNorm",
     "bilinear_sample",
     "depthwise_conv",
     "init_conv_weights",

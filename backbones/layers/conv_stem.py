@@ -14,6 +14,22 @@ class ConvNorm(nn.Sequential):
         super().__init__(OrderedDict(proj=proj, norm=nn.BatchNorm2d(out_channels)))
 
 
+class SplitConvNorm(nn.Module):
+    """A `ConvNorm` for the map's channels and one for those of the context after them, both to half the resolution.
+
+    (B, dim + context_dim, H, W) to (B, out_dim + context_dim, ceil(H / 2), ceil(W / 2)).
+    """
+
+    def __init__(self, dim: int, out_dim: int, context_dim: int):
+        super().__init__()
+        self.dims = (dim, context_dim)
+        self.x_proj, self.h_proj = ConvNorm(dim, out_dim), ConvNorm(context_dim, context_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, context = x.split(self.dims, 1)
+        return torch.cat([self.x_proj(x), self.h_proj(context)], 1)
+
+
 class ConvStem(nn.Module):
     """Four convolutions, GELU between them: (B, in_chans, H, W) to (B, dim, ceil(H / stride), ceil(W / stride)).
 

@@ -99,7 +99,11 @@ class DilatedDepthwiseConv(nn.Module):
         self.norm = self.branches = None
 
     def fit_entries(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Merge the branches that a checkpoint has under `prefix`, in place, if this is the merged form."""
+        """Make a checkpoint's entries under `prefix` fit, in place: merge its branches if this is the merged form.
+
+        Raises:
+            InputError: the checkpoint holds the merged form, and this one has branches.
+        """
         names = [name for name in state if name.startswith(prefix)]
         if self.branches is not None and f"{prefix}conv.bias" in names:
             raise InputError(

@@ -29,10 +29,11 @@ def forward(
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = torch.empty(v.shape[:4] if softmax else 0, dtype=torch.float32, device=v.device)
     shape = (*v.shape[:4], dilation)
+    chosen = settings("neighborhood_forward" if softmax else "aggregate_forward", v)
     launch(
         forward_kernel, _tiles(shape) * shape[3], v, q, k, v, bias, weights, out, lse,
         *_all_strides(q, k, v, weights), strides_of(out), scale, shape,
-        SOFTMAX=softmax, **_constants(v, kernel_size), **settings("neighborhood_forward", v),
+        SOFTMAX=softmax, **_constants(v, kernel_size), **chosen,
     )  # fmt: skip
     return out, lse
 

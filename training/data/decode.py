@@ -26,8 +26,8 @@ class Picture:
     than MAX_PIXELS, which is known before anything is decoded.
 
     Args:
-        content: the bytes of a file, or a picture that is decoded already.
-        channels: 1 for grey-scale, 3 for colour; whatever the file has is converted.
+        content: the bytes of a file, or a picture that is decoded already and is taken as it is.
+        channels: 1 for grey-scale, 3 for colour; what a file has is converted.
     """
 
     def __init__(self, content: bytes | Image.Image, channels: int):
