@@ -13,16 +13,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from backbones import InputError
 from backbones.checkpoints import read_checkpoint, read_metadata
-from train import (
-    CONFIGS,
-    Recipe,
-    build_task,
-    check_classes,
-    register_schemas,
-    saved_config,
-    task_class,
-    with_free_backbone,
-)
+from train import CONFIGS, register_schemas, saved_config, with_free_backbone
+from training.building import Recipe, build_task, check_classes, task_class
 from training.commandline import ending_well
 from training.data import DATASETS, BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
 from training.distributed import choose_device

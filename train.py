@@ -1,6 +1,5 @@
 """Train a backbone: compose a configuration, build what it names, and fit."""
 
-import json
 import os
 import sys
 from contextlib import nullcontext
@@ -12,31 +11,19 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from torch import nn
 from yaml import YAMLError
 
 import backbones
 from backbones import InputError
-from backbones.checkpoints import read_metadata
-from backbones.errors import first_line, suggest
+from backbones.errors import first_line
+from training.building import Recipe, build_loaders, build_logger, build_task, check_classes, task_class
 from training.commandline import ending_well
-from training.data import (
-    DATASETS,
-    AugmentSettings,
-    BadImages,
-    Loader,
-    evaluation_transform,
-    training_transform,
-)
+from training.data import DATASETS
 from training.distributed import barrier, broadcast, choose_device, joined, rank, restarted, world_size
 from training.engine import (
-    LOGGERS,
     Checkpoints,
-    EmaSettings,
-    OptimizerSettings,
     Reporter,
     RunFolder,
-    ScheduleSettings,
     Session,
     TrainerSettings,
     find_unfinished,
@@ -44,36 +31,12 @@ from training.engine import (
     is_sharded,
     scale_rates,
 )
-from training.rehearsal import few, rehearsals
+from training.rehearsal import rehearsals
 from training.seeding import seed_everything
-from training.tasks import TASKS, TeachingSettings
 
 CONFIGS = str(Path(__file__).parent / "configs")
 GROUPS = tuple(path.name for path in Path(CONFIGS).iterdir() if path.is_dir())
 PER_CALL = ("run_dir", "resume", "debug")  # keys that are about one call, and not part of a run's configuration
-
-
-@dataclass
-class Recipe(TeachingSettings):
-    """How to teach: one section for each part of the program that it concerns.
-
-    Args:
-        reference_batch_size: pictures per optimizer step that the learning rates are written for. Other numbers scale
-            them all (`optimizer.lr`, `schedule.warmup_lr`, `schedule.min_lr`) linearly; None takes them as they are.
-    """
-
-    reference_batch_size: int | None = None
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    ema: EmaSettings = field(default_factory=EmaSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-
-    def __post_init__(self):
-        if self.reference_batch_size is not None and self.reference_batch_size < 1:
-            raise InputError(
-                f"recipe.reference_batch_size is {self.reference_batch_size}, but must be at least 1 (or null for "
-                "learning rates as they are written)."
-            )
 
 
 @dataclass
@@ -129,7 +92,8 @@ def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, r
     first = rank() == 0
     loggers = [build_logger(name, settings) for name, settings in config.logger.items()] if first else []
     reporter = Reporter(loggers, quiet=not first)
-    run = run or broadcast(find_run(cfg) if first else None)
+    going_on = cfg.resume == "auto" or restarted()  # whatever was told when it started at first
+    run = run or broadcast(find_run(cfg) if first and going_on else None)
     sharded = is_sharded(config.trainer)
     resuming = run is not None and Checkpoints(run.checkpoints, sharded).exist()
     if run is not None and run.metrics.exists() and not resuming:
@@ -186,12 +150,7 @@ def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, r
 
 
 def find_run(cfg: DictConfig) -> RunFolder | None:
-    """With resume=auto: the run in run_dir, or else the newest unfinished one of the same configuration.
-
-    A process that torchrun starts again after a failure goes on, whatever it was told at first.
-    """
-    if cfg.resume != "auto" and not restarted():
-        return None
+    """The run to go on with: that in run_dir, or else the newest unfinished one of the same configuration."""
     if cfg.run_dir is None:
         run = find_unfinished(Path("runs") / cfg.name, config_text(cfg))
     else:
@@ -240,75 +199,6 @@ def with_types(config: DictConfig) -> DictConfig:
         raise InputError(f"There is no data set {config.data.name!r}; data.name must be one of {', '.join(DATASETS)}.")
     schema.data = OmegaConf.structured(DATASETS[config.data.name])
     return OmegaConf.merge(schema, config)
-
-
-def build_loaders(config: TrainConfig, device: torch.device) -> tuple[Loader, Loader]:
-    """The training and the validation loader."""
-    data = config.data
-    train_source, val_source = few(*data.splits()) if config.trainer.rehearse else data.splits()
-    common = dict(
-        batch_size=config.trainer.batch_size,
-        bad_images=BadImages(data.max_bad_images),
-        workers=data.workers,
-        device=device,
-        timeout=config.trainer.timeout,
-        rank=rank(),
-        processes=world_size(),
-    )
-    augment, step = config.recipe.augment, config.trainer.batch_size * config.trainer.accumulation_steps * world_size()
-    if data.label_maps and (augment.degrees or augment.translate or augment.zoom):
-        raise InputError("Label maps follow crops and flips alone: with data.label_maps, leave other geometry out.")
-    training = dict(seed=config.seed, repeats=augment.repeats, step=step, label_maps=data.label_maps)
-    train_loader = Loader(train_source, training_transform(data, augment), **training, **common)
-    return train_loader, Loader(val_source, evaluation_transform(data), **common)
-
-
-def task_class(config) -> type:
-    """The class of the task that a configuration names."""
-    if config.task["name"] not in TASKS:
-        raise InputError(f"There is no task {config.task['name']!r}; there is: {', '.join(TASKS)}.")
-    return TASKS[config.task["name"]]
-
-
-def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
-    """The task around the backbone; `backbone` adds to the configured keywords."""
-    kind = task_class(config)
-    for keyword in ("num_classes", "features_only", "out_indices", "dense"):
-        if keyword in config.backbone:
-            raise InputError(f"backbone.{keyword} follows from the task and the data; leave it out.")
-    defaults = dict(in_chans=config.data.channels, img_size=config.data.img_size) | kind.backbone_keywords(classes)
-    keywords = defaults | config.backbone | backbone
-    name = keywords.pop("name")
-    try:
-        model = backbones.create_model(name, **keywords)
-    except InputError:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
-    if config.data.img_size < model.min_size:
-        raise InputError(f"{name} takes pictures of at least {model.min_size} pixels, but data.img_size is smaller.")
-    settings = getattr(config, "recipe", TeachingSettings())
-    options = {key: value for key, value in config.task.items() if key != "name"}
-    try:
-        return kind(model, classes, config.data.mean, config.data.std, settings, **options)
-    except TypeError as error:
-        raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
-
-
-def check_classes(checkpoint: Path, classes: list[str]) -> None:
-    """Raise InputError where a checkpoint says that it was trained for other classes, or the same in another order."""
-    saved = json.loads(read_metadata(checkpoint).get("classes", "null"))
-    if saved is not None and saved != classes:
-        raise InputError(
-            f"The checkpoint {checkpoint} was trained for other classes ({', '.join(saved[:5])}, …) than the data has "
-            f"({', '.join(classes[:5])}, …). Use it with data of the same class names."
-        )
-
-
-def build_logger(name: str, settings: dict[str, Any]):
-    if name not in LOGGERS:
-        raise InputError(f"There is no logger {name!r}.{suggest(name, list(LOGGERS))}")
-    return LOGGERS[name](**settings)
 
 
 def with_free_backbone(override: str) -> str:

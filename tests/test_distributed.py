@@ -23,6 +23,7 @@ def start(folder, processes, *arguments, restarts=0):
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command = [*launcher, f"--max-restarts={restarts}", ROOT / "tests/torchrun.py", folder, *COMMON, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/training.md says for restarts
     return subprocess.Popen(
         list(map(str, command)),
         cwd=folder,

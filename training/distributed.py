@@ -26,8 +26,8 @@ def world_size() -> int:
 
 
 def restarted() -> bool:
-    """Whether the launcher started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether the launcher started one of the processes again after a failure; every process must call it."""
+    return max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))) > 0
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """One model in many processes, by PyTorch's own means: replicated (DDP) or sharded (FSDP2)."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -45,6 +46,8 @@ def replicate(model: nn.Module, trainer: TrainerSettings) -> nn.Module:
     """What trains a copy of the model in each process: its forward is the model's, its backward adds up gradients."""
     if world_size() == 1:
         return model
+    # In their first layers, pictures that lie channels last meet weights that do not, of which DDP warns at length.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=trainer.accumulation_steps == 1)
     if trainer.bf16_gradients:
         replica.register_comm_hook(None, bf16_compress_hook)
