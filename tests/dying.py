@@ -1,4 +1,4 @@
-"""A program that trains, dies twenty times by SIGKILL at random moments, and goes on each time.
+"""A program that trains, dies by SIGKILL at random moments, and goes on each time.
 
     python tests/dying.py SEED DEATHS [train.py's arguments]
 
@@ -17,7 +17,7 @@ from training.tasks import Classification
 MOMENTS = 30  # an attempt dies within so many
 
 
-def dying(function, name: str, countdown: list[int]):
+def _dying(function, name: str, countdown: list[int]):
     def wrapped(*arguments, **keywords):
         countdown[0] -= 1
         if countdown[0] == 0:
@@ -28,15 +28,21 @@ def dying(function, name: str, countdown: list[int]):
     return wrapped
 
 
-def attempt(countdown: int, arguments: list[str]) -> bool:
-    """Train in a process of its own, which dies at that moment; whether it came to the end before."""
+def die_in(moments: int) -> None:
+    """Let this process die after so many moments."""
+    left = [moments]
+    Classification.training_step = _dying(Classification.training_step, "training step", left)
+    Classification.evaluation_step = _dying(Classification.evaluation_step, "evaluation", left)
+    for call in ("replace", "fsync", "open"):
+        setattr(os, call, _dying(getattr(os, call), f"os.{call}", left))
+
+
+def attempt(moments: int | None, arguments: list[str]) -> bool:
+    """Train in a process of its own, which dies after so many moments; whether it came to the end before."""
     child = os.fork()
     if child == 0:
-        left = [countdown]
-        Classification.training_step = dying(Classification.training_step, "training step", left)
-        Classification.evaluation_step = dying(Classification.evaluation_step, "evaluation", left)
-        for call in ("replace", "fsync", "open"):
-            setattr(os, call, dying(getattr(os, call), f"os.{call}", left))
+        if moments is not None:
+            die_in(moments)
         train.main([*arguments, "resume=auto"])
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -45,11 +51,14 @@ def attempt(countdown: int, arguments: list[str]) -> bool:
     return status == 0
 
 
-draws = random.Random(int(sys.argv[1]))
-deaths = int(sys.argv[2])
-arguments = sys.argv[3:]
-while deaths and not attempt(draws.randint(1, MOMENTS), arguments):
-    deaths -= 1
-if deaths:
-    sys.exit(f"came to the end with {deaths} deaths to go")
-attempt(10**9, arguments)
+def main(seed: int, deaths: int, arguments: list[str]) -> None:
+    draws = random.Random(seed)
+    while deaths and not attempt(draws.randint(1, MOMENTS), arguments):
+        deaths -= 1
+    if deaths:
+        sys.exit(f"came to the end with {deaths} deaths to go")
+    attempt(None, arguments)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

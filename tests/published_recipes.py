@@ -100,6 +100,7 @@ PUBLISHED = {
         *(300, 1024, 1e-3, (5, 1e-6, 1e-5)),
         ema=0.99996,
         recipe__optimizer__eps=1e-8,
+        recipe__augment__repeats=3,
         **HIDDEN,
         **BY_EPOCH,
         **drop_paths(

@@ -18,11 +18,15 @@ from .conftest import ROOT, rows_of
 COMMON = ["trainer.device=cpu", "recipe.regularize.mixup=0.8", "recipe.regularize.cutmix=1.0", "seed=1"]
 
 
-def start(folder, processes, *arguments, restarts=0):
-    """Start training in `folder` with so many processes."""
+LONG = ["trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9"]
+
+
+def start(folder, processes, *arguments, restarts=0, **more):
+    """Start training in `folder` with so many processes, and `more` in their environment."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command = [*launcher, f"--max-restarts={restarts}", ROOT / "tests/torchrun.py", folder, *COMMON, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= more
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/training.md says for restarts
     return subprocess.Popen(
         list(map(str, command)),
@@ -58,7 +62,7 @@ def size(batch, accumulation, **more):
 def two(tmp_path_factory):
     """A finished run of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    run(folder, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9")
+    run(folder, 2, *size(32, 1), *LONG)
     return folder
 
 
@@ -82,9 +86,7 @@ def test_the_same_training_in_any_number_of_processes(two, tmp_path, processes, 
         tmp_path,
         processes,
         *size(batch, accumulation),
-        "trainer.epochs=3",
-        "trainer.max_steps=50",
-        "recipe.ema.decay=0.9",
+        *LONG,
     )
     expected = losses(two, 2, 1)
     assert len(expected) == 50
@@ -97,9 +99,7 @@ def test_the_same_training_in_any_number_of_processes(two, tmp_path, processes, 
 
 
 def test_a_process_that_is_killed_is_started_again(two, tmp_path):
-    process = start(
-        tmp_path, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9", restarts=1
-    )
+    process = start(tmp_path, 2, *size(32, 1), *LONG, restarts=1)
     wait_for(tmp_path / "out/metrics.csv", process)
     time.sleep(0.5)
     kill_a_worker(process)
@@ -109,15 +109,41 @@ def test_a_process_that_is_killed_is_started_again(two, tmp_path):
     same_weights(tmp_path, two)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_pre_emption_of_the_launcher(two, tmp_path, number):
-    process = start(tmp_path, 2, *size(32, 1), "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9")
+@pytest.mark.slow
+def test_processes_that_are_killed_ten_times(two, tmp_path):
+    """In a step, in an evaluation, or in the middle of writing a file; each time the launcher starts both again."""
+    said = run(tmp_path, 2, *size(32, 1), *LONG, restarts=10, SEED="0", DEATHS="10")
+    assert said.count("died in") == 10
+    same_weights(tmp_path, two)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_pre_emption_of_the_launcher(two, tmp_path, number, processes):
+    """The run goes on with the same training in as many processes, in more or in fewer."""
+    process = start(tmp_path, 2, *size(32, 1), *LONG)
     wait_for(tmp_path / "out/metrics.csv", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0 and "Nothing is lost" in output, output
-    run(tmp_path, 2, "resume=out")
-    same_weights(tmp_path, two)
+    if processes == 2:
+        run(tmp_path, 2, "resume=out")
+        same_weights(tmp_path, two)
+        return
+    before = len(losses(tmp_path, 2, 1))
+    for rank in range(2):
+        (tmp_path / f"losses{rank}").unlink()
+    accumulation = 2 // processes or 1
+    batch = 64 // processes // accumulation
+    run(tmp_path, processes, "resume=out", f"trainer.batch_size={batch}", f"trainer.accumulation_steps={accumulation}")
+    expected = losses(two, 2, 1)[before:]
+    assert ((losses(tmp_path, processes, accumulation) - expected) / expected).abs().max() < 1e-4
 
 
 def wait_for(path, process):
