@@ -22,6 +22,15 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["trainer.batch_size=128", "trainer.epochs=2", "recipe.schedule.warmup_epochs=0.5"]
 
 
+# Columns of metrics.csv that are not the same in every run.
+TIMES = ("seconds", "images_per_second", "data_wait", "step_ms_p50", "step_ms_p95", "peak_memory_bytes")
+
+
+def untimed(path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv, without what depends on the machine's speed."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows_of(path)]
+
+
 def rows_of(path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 

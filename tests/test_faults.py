@@ -1,20 +1,24 @@
 """What may befall a run: nothing of it is lost."""
 
 import os
+import resource
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 
 import train
+from training.data import Digits
 from training.engine import Checkpoints
 from training.tasks import Classification
 
-from .conftest import ROOT, SHORT, rows_of
-
-TIMES = ("seconds", "images_per_second", "data_wait", "step_ms_p50", "step_ms_p95", "peak_memory_bytes")
+from .conftest import ROOT, SHORT, rows_of, untimed
 
 
 def same(one, other):
@@ -25,10 +29,7 @@ def same(one, other):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
     moments = [state["optimizer"]["state"] for state in states]
     assert all(torch.equal(moments[0][i][name], value) for i, s in moments[1].items() for name, value in s.items())
-    rows = [
-        [{k: v for k, v in row.items() if k not in TIMES} for row in rows_of(run / "metrics.csv")]
-        for run in (one, other)
-    ]
+    rows = [untimed(run / "metrics.csv") for run in (one, other)]
     assert rows[0] == rows[1]
     return rows[0]
 
@@ -114,3 +115,50 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_disk_that_fills_up(call, monkeypatch, tmp_path):
+    """In the second epoch the kernel refuses to write more than some bytes of a file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, saves = Checkpoints.save, []
+
+    def save_on_a_full_disk(checkpoints, state):
+        saves.append(state["progress"]["step"])
+        if len(saves) > 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        save(checkpoints, state)
+
+    monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
+    try:
+        said = call(train, *SHORT, "trainer.epochs=3", "run_dir=out", code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said.count("could not be written") == 1 and "The previous one is still there" in said
+    monkeypatch.undo()
+    os.chdir(tmp_path)
+    assert f"Resumed at epoch 2, step {saves[0]}" in call(train, "resume=out")
+    assert [row["epoch"] for row in rows_of(tmp_path / "out/metrics.csv")] == ["1", "2", "3"]
+
+
+def test_one_in_a_hundred_pictures_is_damaged(call, tmp_path):
+    """Two JPEGs are cut short, and a PNG of a hundred bytes says that it has 20,000 x 20,000 pixels."""
+    digits = Digits("digits").splits()[0]
+    for i in range(300):
+        file = tmp_path / f"data/{'train' if i < 260 else 'val'}/{digits.target(i) % 2}/{i:03}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digits.picture(i).image().save(file, quality=95)
+    files = sorted((tmp_path / "data/train").rglob("*.jpg"))
+    for file in (files[17], files[222]):
+        file.write_bytes(file.read_bytes()[:500])
+    content = BytesIO()
+    Image.new("L", (8, 8)).save(content, "PNG")
+    content = bytearray(content.getvalue())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    files[100].write_bytes(content)
+    bad = [str(files[i].relative_to(tmp_path)) for i in (17, 100, 222)]
+    arguments = ["data=imagefolder", "data.root=data", "data.img_size=32", "data.workers=2", "trainer.epochs=2"]
+    said = call(train, *arguments, "trainer.batch_size=20", "run_dir=out")
+    assert all(said.count(name) == 1 for name in bad) and said.count("Skipped an unreadable picture") == 3
+    said = call(train, *arguments, "trainer.batch_size=20", "run_dir=strict", "data.max_bad_images=2", code=2)
+    assert "3 pictures are unreadable, and data.max_bad_images allows 2" in said

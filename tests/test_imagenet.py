@@ -60,9 +60,10 @@ def measure(data, favourites: list[int], folder: Path | None = None) -> dict:
     task.scoring = Scoring(source)
     for batch in Loader(source, evaluation_transform(data), 4, BadImages(0)).epoch():
         task.evaluation_step(batch)
+    metrics = task.compute_metrics()
     if folder is not None:
         task.write_pictures(folder, source)
-    return task.compute_metrics() | {"said": task.describe(task.compute_metrics())}
+    return metrics | {"said": task.describe(metrics)}
 
 
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r"])

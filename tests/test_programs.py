@@ -173,7 +173,8 @@ def test_every_backbone_configuration_builds():
 
 
 def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
-    arguments = [*SHORT, "recipe.optimizer.lr=1e30", "recipe.optimizer.clip_grad=null", "run_dir=out"]
+    hot = ["recipe.optimizer.lr=1e30", "trainer.max_bad_steps=0"]
+    arguments = [*SHORT, *hot, "recipe.optimizer.clip_grad=null", "run_dir=out"]
     message = call(train, *arguments, code=2).splitlines()[-1]
     assert re.search(
         r"The loss became (nan|inf) at step \d+, with a learning rate of \S+\. No checkpoint was saved", message
@@ -183,7 +184,7 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     assert "at step 0, with a learning rate of" in said and not (tmp_path / "one/checkpoints/last.pt").exists()
     # From a good checkpoint on, the message has its path.
     call(train, *SHORT, "run_dir=good", "trainer.max_steps=11")
-    said = call(train, "resume=good", "trainer.max_steps=22", "recipe.optimizer.lr=1e30", code=2)
+    said = call(train, "resume=good", "trainer.max_steps=22", *hot, code=2)
     assert "The last good checkpoint is good/checkpoints/last.pt" in said
     assert read_checkpoint("good/checkpoints/best.safetensors")["head.fc.bias"].isfinite().all()
 

@@ -15,7 +15,7 @@ import eval as evaluation
 import train
 from backbones.checkpoints import read_checkpoint
 
-from .conftest import ROOT, SHORT, rows_of
+from .conftest import ROOT, SHORT, rows_of, untimed
 
 
 def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
@@ -89,7 +89,11 @@ def uninterrupted(tmp_path_factory):
     return folder / "out"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(run_program, uninterrupted, tmp_path, number):
     command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -116,8 +120,4 @@ def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(run_program, unint
             assert torch.equal(ended[part][name], value), name
     best = [read_checkpoint(p / "checkpoints/best.safetensors") for p in (tmp_path / "out", uninterrupted)]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[1])
-    untimed = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows_of(p)]
-        for p in (metrics, uninterrupted / "metrics.csv")
-    ]
-    assert untimed[0] == untimed[1] and len(untimed[0]) == 4
+    assert untimed(metrics) == untimed(uninterrupted / "metrics.csv") and len(rows_of(metrics)) == 4

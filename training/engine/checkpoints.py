@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -43,7 +44,7 @@ class Checkpoints:
         self.folder, self.sharded = folder, sharded
         names = ("last", "previous") if sharded else ("last.pt", "previous.pt")
         self.last, self.previous = (folder / name for name in names)
-        self._writing = None
+        self._writing = self._group = None
 
     def exist(self) -> bool:
         """Whether there is anything to go on from.
@@ -104,8 +105,10 @@ class Checkpoints:
             new.mkdir(parents=True)
             write_text(new / STATE, json.dumps(plain))
         barrier()
+        # What the processes tell one another in the background must not meet what they tell in a step.
+        self._group = self._group or dist.new_group(backend="gloo")
         writer = HuggingFaceStorageWriter(path=str(new), save_distributed=True)
-        self._writing = dcp.async_save(tensors, storage_writer=writer)
+        self._writing = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
 
     def finish(self) -> None:
         """Wait for what is being written, and make it the last state; all processes call it."""
