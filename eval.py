@@ -17,7 +17,7 @@ from train import CONFIGS, register_schemas, saved_config, with_free_backbone
 from training.building import Recipe, build_task, check_classes, task_class
 from training.commandline import ending_well
 from training.data import DATASETS, BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
-from training.distributed import choose_device
+from training.distributed import choose_device, gather, joined, rank, world_size
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
 from training.tasks import Scoring
 
@@ -69,8 +69,15 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
         checkpoint: its weights; None: those that the backbone's own keywords name.
         folder: where eval.json and the pictures go; None: a new one under runs/eval.
     """
-    reporter = Reporter()
     device = choose_device(config.trainer.device)
+    with joined(device, config.trainer.timeout):
+        report_together(config, checkpoint, image, folder, device)
+
+
+def report_together(config, checkpoint: Path | None, image: str | None, folder: Path | None, device) -> None:
+    """`report` in one of the processes that torchrun started, or in the only one; the first of them writes."""
+    first = rank() == 0
+    reporter = Reporter(quiet=not first)
     kind = task_class(config)
     # A checkpoint of this project names its classes, so a picture needs no data; nearest neighbours are of the data.
     classes = json.loads(read_metadata(checkpoint or "").get("classes", "null")) if kind.trains else None
@@ -90,7 +97,7 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
     precision = Precision(config.trainer.precision, device)
     bad_images = BadImages(config.data.max_bad_images)
 
-    def loader_of(source) -> Loader:
+    def loader_of(source, **shared: int) -> Loader:
         return Loader(
             source,
             evaluation_transform(config.data),
@@ -98,6 +105,8 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
             bad_images,
             config.data.workers,
             device=device,
+            timeout=config.trainer.timeout,
+            **shared,
         )
 
     if not kind.trains:
@@ -105,27 +114,31 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
         with precision.autocast():
             task.memorise(loader_of(train_source).epoch())
     if image is not None:
-        classify(task, config, image)
+        if first:
+            classify(task, config, image)
         return
     task.scoring = Scoring(source)
 
-    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
-    folder.mkdir(parents=True, exist_ok=True)
     bad_images.reasons.clear()
     started = time.perf_counter()
-    metrics = evaluate(task, loader_of(source), precision, reporter)
+    metrics = evaluate(task, loader_of(source, rank=rank(), processes=world_size()), precision, reporter)
     seconds = time.perf_counter() - started
-    images = len(source) - len(bad_images.reasons)
+    unreadable = sorted({name for each in gather(list(bad_images.reasons)) for name in each})
+    if not first:
+        return
+    images = len(source) - len(unreadable)
     result = dict(
         task=config.task["name"],
         backbone=config.backbone["name"],
         data=config.data.name,
         **metrics,
         images=images,
-        unreadable=list(bad_images.reasons),
+        unreadable=unreadable,
         images_per_second=images / seconds,
         checkpoint=None if checkpoint is None else str(checkpoint),
     )
+    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
+    folder.mkdir(parents=True, exist_ok=True)
     RunFolder(folder).write_json("eval.json", result)
     task.write_pictures(folder, source)
     reporter.note(

@@ -1,5 +1,6 @@
 """Several processes: the same training, checkpoints for any number of them, and what may befall one of them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,13 +19,13 @@ from .conftest import ROOT, rows_of, untimed
 COMMON = ["trainer.device=cpu", "recipe.regularize.mixup=0.8", "recipe.regularize.cutmix=1.0", "seed=1"]
 
 
-LONG = ["trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9"]
+LONG = [*COMMON, "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9"]
 
 
-def start(folder, processes, *arguments, restarts=0, **more):
+def start(folder, processes, *arguments, restarts=0, program=("tests/torchrun.py", "."), **more):
     """Start training in `folder` with so many processes, and `more` in their environment."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [*launcher, f"--max-restarts={restarts}", ROOT / "tests/torchrun.py", folder, *COMMON, *arguments]
+    command = [*launcher, f"--max-restarts={restarts}", ROOT / program[0], *program[1:], *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= more
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/training.md says for restarts
@@ -144,6 +145,15 @@ def interrupted(folder, number, *arguments):
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0 and "Nothing is lost" in output, output
+
+
+def test_an_evaluation_by_several_processes(two):
+    """Every picture is counted once, though three processes in batches of 32 do not divide 360 pictures."""
+    summary = json.loads((two / "out/summary.json").read_text())
+    output = run(two, 3, "run=out", "trainer.device=cpu", program=["eval.py"])
+    result = json.loads((two / "out/eval.json").read_text())
+    assert result["images"] == 360 and output.count("on 360 pictures of digits") == 1
+    assert result["top1"] == summary["top1"] and result["loss"] == pytest.approx(summary["loss"], rel=1e-6)
 
 
 def wait_for(path, process):

@@ -40,7 +40,8 @@ def test_a_run_that_is_killed_ten_times(run_program, tmp_path, seed):
     """In a step, in an evaluation, or in the middle of writing a file."""
     short = ["trainer.batch_size=128", "trainer.epochs=8", "recipe.ema.decay=0.9", "backbone.drop_path_rate=0.1"]
     run_program("train.py", *short, "run_dir=expected")
-    said = run_program("tests/dying.py", seed, 10, *short, "run_dir=out").stdout
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = run_program("tests/dying.py", seed, 10, *short, "run_dir=out", env=environment).stdout
     assert said.count("died in") == 10
     assert len(same(tmp_path / "out", tmp_path / "expected")) == 8
 
