@@ -156,6 +156,14 @@ def test_an_evaluation_by_several_processes(two):
     assert result["top1"] == summary["top1"] and result["loss"] == pytest.approx(summary["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
+def test_running_statistics_are_evaluated_as_they_are_saved(tmp_path):
+    run(tmp_path, 2, *size(32, 1), "backbone=biformer_nano", "trainer.epochs=2", "trainer.device=cpu")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    best = max(rows_of(tmp_path / "out/metrics.csv"), key=lambda row: float(row["top1"]))
+    assert summary["top1"] == float(best["top1"]) and summary["loss"] == pytest.approx(float(best["loss"]), rel=1e-6)
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + 300
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:

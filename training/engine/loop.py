@@ -22,7 +22,7 @@ from ..distributed import barrier, rank, sum_later, world_size
 from .checkpoints import Checkpoints
 from .curves import curves_picture
 from .optimization import Precision
-from .parallel import load_full_weights
+from .parallel import load_full_weights, share_buffers
 from .reporter import Reporter
 from .run_folder import RunFolder
 from .session import Session, save_weights
@@ -68,6 +68,7 @@ def fit(
             stop_if_asked()
             metrics = {}
             for prefix, model in session.candidates().items():
+                share_buffers(model)  # the first process's are the ones that are saved
                 values = evaluate(task, val_loader, session.precision, reporter, model, stop_if_asked)
                 if not all(map(math.isfinite, values.values())):
                     raise diverged("The evaluation gave no number", progress.step - 1, session.lr, checkpoints)
