@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,9 @@ def weights_of(folder: Path, averaged: bool = False) -> dict[str, Tensor]:
         found = reader.read_metadata().state_dict_metadata.items()
         names = {name: metadata for name, metadata in found if name.startswith(f"{part}.")}
         tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in names.items()}
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
         weights = {name.removeprefix(f"{part}."): value for name, value in tensors.items()}
     else:
         weights = checkpoints.load()[part]

@@ -82,7 +82,7 @@ def _panels(rates: str, height: float = 4) -> tuple[Figure, Sequence[Axes]]:
     all_axes = figure.subplots(1, 3)
     for axes, label in zip(all_axes, ("loss", rates, "learning rate")):
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     return figure, all_axes
 
