@@ -70,11 +70,12 @@ def register_schemas(**more: type) -> None:
 def rehearse(cfg: DictConfig) -> None:
     """Train as configured with trainer.rehearse=true: every phase of the recipe, in minutes."""
     nano = f"{backbones.model_info(cfg.backbone.name)['family']}_nano"
-    start, on_cpu = None, choose_device(cfg.trainer.device).type == "cpu"
-    for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, on_cpu):
-        if start is not None:
-            config["backbone"]["checkpoint_path"] = str(start.best)
-        start = train(with_types(OmegaConf.create(config)))
+    device, start = choose_device(cfg.trainer.device), None
+    with joined(device, cfg.trainer.timeout):
+        for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, device.type == "cpu"):
+            if start is not None:
+                config["backbone"]["checkpoint_path"] = str(start.best)
+            start = train(with_types(OmegaConf.create(config)))
 
 
 def train(cfg: DictConfig, run: RunFolder | None = None) -> RunFolder:

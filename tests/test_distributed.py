@@ -157,6 +157,23 @@ def test_an_evaluation_by_several_processes(two):
 
 
 @pytest.mark.slow
+def test_a_rehearsal_in_two_processes(tmp_path):
+    run(tmp_path, 2, "experiment=swin/swin_b_384_in1k", "trainer.rehearse=true", "trainer.device=cpu", "run_dir=out")
+    for name in ("out_start", "out"):
+        assert (tmp_path / name / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs(tmp_path):
+    process = start(tmp_path, 2, *size(32, 1), *LONG, "trainer.timeout=5")
+    wait_for(tmp_path / "out/metrics.csv", process)
+    kill_a_worker(process, signal.SIGSTOP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "has not answered for 5 seconds" in output and "in train_together" not in output
+    assert Checkpoints(tmp_path / "out/checkpoints").load()["progress"]["epoch"] == 1
+
+
+@pytest.mark.slow
 def test_running_statistics_are_evaluated_as_they_are_saved(tmp_path):
     run(tmp_path, 2, *size(32, 1), "backbone=biformer_nano", "trainer.epochs=2", "trainer.device=cpu")
     summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -171,9 +188,9 @@ def wait_for(path, process):
     assert path.exists(), process.communicate()[0]
 
 
-def kill_a_worker(launcher):
+def kill_a_worker(launcher, number=signal.SIGKILL):
     children = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(int(children[-1]), number)
 
 
 def test_sharded_training(two, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from backbones.errors import InputError
+from backbones.errors import InputError, first_line
 
 
 def rank() -> int:
@@ -50,14 +50,26 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; a process that waits `timeout` seconds for another ends."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """Join the processes that torchrun started, if it did and they are not together yet.
+
+    Raises:
+        InputError: another process has ended, or has not answered for `timeout` seconds.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise InputError(
+            f"Another process of this run has ended, or has not answered for {timeout:.0f} seconds "
+            f"({first_line(error)}). Look for its message above. The run can be resumed from its last checkpoint; if "
+            "the processes are only slow, raise trainer.timeout."
+        ) from error
     finally:
         dist.destroy_process_group()
 
