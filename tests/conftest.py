@@ -35,6 +35,18 @@ def rows_of(path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+def outcome(capsys, code: int, main, *arguments):
+    """Call a program's main function; returns what it printed, and checks how it ended."""
+    try:
+        main(*arguments)
+        ended = 0
+    except SystemExit as end:
+        ended = end.code
+    printed = capsys.readouterr()
+    assert ended == code, printed.out + printed.err
+    return printed
+
+
 @pytest.fixture(autouse=True)
 def same_numbers_every_time():
     torch.manual_seed(0)
@@ -60,14 +72,8 @@ def call(tmp_path, monkeypatch, capsys):
 
     def run(program, *arguments, code=0):
         monkeypatch.setattr(sys, "argv", [program.__file__, *arguments])
-        try:
-            program.main(list(arguments))
-            ended = 0
-        except SystemExit as end:
-            ended = end.code
-        output = capsys.readouterr()
-        assert ended == code, output.out + output.err
-        return output.out + output.err
+        printed = outcome(capsys, code, program.main, list(arguments))
+        return printed.out + printed.err
 
     return run
 

@@ -14,7 +14,7 @@ import train
 from training.__main__ import main
 from training.engine.curves import LABELS, comparison_picture
 
-from .conftest import SHORT, rows_of
+from .conftest import SHORT, outcome, rows_of
 
 HEADER = "epoch,steps,train_loss,top1,loss,lr,images_per_second,seconds"
 
@@ -26,13 +26,7 @@ def tool(monkeypatch, capsys, tmp_path):
 
     def run(*arguments, code: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-        try:
-            main()
-            ended = 0
-        except SystemExit as end:
-            ended = end.code
-        printed = capsys.readouterr()
-        assert ended == code, printed.err
+        printed = outcome(capsys, code, main)
         return printed.out or printed.err
 
     return run

@@ -12,7 +12,7 @@ from backbones.__main__ import main
 from backbones.kernels import settings, workloads
 from backbones.kernels.tune import tune
 
-from .conftest import ROOT
+from .conftest import ROOT, outcome
 
 
 @pytest.fixture
@@ -22,13 +22,7 @@ def tool(monkeypatch, capsys):
     def call(*arguments: str, code: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["backbones", *arguments])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        try:
-            main()
-            ended = 0
-        except SystemExit as end:
-            ended = end.code
-        printed = capsys.readouterr()
-        assert ended == code, printed.err
+        printed = outcome(capsys, code, main)
         return printed.out or printed.err
 
     return call
