@@ -1,5 +1,6 @@
 """Tar shards as a source: their index, the stream, shards that are bad, and shards that are fetched."""
 
+import gc
 import gzip
 import hashlib
 import http.server
@@ -11,6 +12,8 @@ import signal
 import sys
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -21,6 +24,8 @@ import eval as evaluation
 import train
 from backbones import InputError
 from training.data import AugmentSettings, BadImages, Loader, WebDataset, shard_cache, shards, training_transform
+from training.data.shard_cache import ShardCache
+from training.data.shard_index import ShardIndex
 
 PER_SHARD = 5
 
@@ -409,3 +414,35 @@ def test_training_from_shards_resumes_within_an_epoch(call, folder, tmp_path, mo
     assert "Resumed at epoch 2, step 7" in call(train, "resume=half")
     files = [tmp_path / name / "checkpoints/best.safetensors" for name in ("out", "half")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_many_threads_read_indices(settings, folder):
+    """Collecting garbage makes threads alternate in the middle of reading."""
+    settings().splits()
+    [index, *_] = folder.glob("*.index")
+    threshold = gc.get_threshold()
+
+    def collected(phase, info):
+        time.sleep(0)
+
+    gc.callbacks.append(collected)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(lambda _: ShardIndex.load(index, "label"), range(100)))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(collected)
+    assert all(one is not None and one.stamp == read[0].stamp for one in read)
+
+
+def test_a_file_that_another_process_renames_takes_no_room(tmp_path, monkeypatch):
+    (tmp_path / "shard").write_bytes(bytes(1000))
+    entries = list(os.scandir(tmp_path))
+    (tmp_path / "gone").touch()
+    gone = [entry for entry in os.scandir(tmp_path) if entry.name == "gone"]
+    (tmp_path / "gone").unlink()
+    monkeypatch.setattr(os, "scandir", lambda _: [*gone, *entries])
+    ShardCache(tmp_path, 1000)._check_room()
+    with pytest.raises(InputError, match="do not fit"):
+        ShardCache(tmp_path, 999)._check_room()

@@ -8,6 +8,7 @@ import re
 import select
 import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -120,7 +121,10 @@ class ShardCache:
         return os.read(pipe.stream.fileno(), CHUNK)
 
     def _check_room(self) -> None:
-        used = sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+        used = 0
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # another thread or process has just renamed it
+                used += entry.stat().st_size if entry.is_file() else 0
         if used > self.limit:
             raise InputError(
                 f"The shards do not fit into {self.folder}: data.cache_gb allows {self.limit / 1e9:g} GB. Raise it, "

@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ BLOCK = 512  # bytes: a tar is made of these, and a block of zeros ends it
 
 class BadShard(Exception):
     """A shard that is missing or damaged; the message says why."""
+
+
+_READING = threading.Lock()  # NumPy parses headers with `ast`, which threads upset in Python 3.11
 
 
 class ShardIndex(NamedTuple):
@@ -79,7 +83,7 @@ class ShardIndex(NamedTuple):
     def load(cls, path: Path, field: str) -> Self | None:
         """A kept index; None where there is none, or a damaged one, or one of another form or label field."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with _READING, np.load(path, allow_pickle=False) as kept:
                 if kept["form"].tolist() != [str(VERSION), field]:
                     return None
                 return cls(*(kept[name] for name in cls._fields[:-1]), tuple(kept["stamp"].tolist()))
