@@ -119,6 +119,9 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
         return
     task.scoring = Scoring(source)
 
+    if first:
+        folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
+        folder.mkdir(parents=True, exist_ok=True)
     bad_images.reasons.clear()
     started = time.perf_counter()
     metrics = evaluate(task, loader_of(source, rank=rank(), processes=world_size()), precision, reporter)
@@ -137,8 +140,6 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
         images_per_second=images / seconds,
         checkpoint=None if checkpoint is None else str(checkpoint),
     )
-    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
-    folder.mkdir(parents=True, exist_ok=True)
     RunFolder(folder).write_json("eval.json", result)
     task.write_pictures(folder, source)
     reporter.note(

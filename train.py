@@ -19,7 +19,7 @@ from backbones.errors import first_line
 from training.building import Recipe, build_loaders, build_logger, build_task, check_classes, task_class
 from training.commandline import ending_well
 from training.data import DATASETS
-from training.distributed import barrier, broadcast, choose_device, joined, rank, restarted, world_size
+from training.distributed import barrier, broadcast, choose_device, joined, rank, restarted
 from training.engine import (
     Checkpoints,
     Reporter,
@@ -28,6 +28,7 @@ from training.engine import (
     TrainerSettings,
     find_unfinished,
     fit,
+    images_per_step,
     is_sharded,
     scale_rates,
 )
@@ -67,29 +68,33 @@ def register_schemas(**more: type) -> None:
         ConfigStore.instance().store(group="schema", name=name, node=node)
 
 
-def rehearse(cfg: DictConfig) -> None:
-    """Train as configured with trainer.rehearse=true: every phase of the recipe, in minutes."""
-    nano = f"{backbones.model_info(cfg.backbone.name)['family']}_nano"
-    device, start = choose_device(cfg.trainer.device), None
+def train_together(cfg: DictConfig, run: RunFolder | None = None) -> None:
+    """Train, or rehearse, with the processes that torchrun started, or in the only one."""
+    device = choose_device(cfg.trainer.device)
     with joined(device, cfg.trainer.timeout):
-        for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, device.type == "cpu"):
-            if start is not None:
-                config["backbone"]["checkpoint_path"] = str(start.best)
-            start = train(with_types(OmegaConf.create(config)))
+        if cfg.trainer.rehearse and run is None:
+            rehearse(cfg, device)
+        else:
+            train(cfg, device, run)
 
 
-def train(cfg: DictConfig, run: RunFolder | None = None) -> RunFolder:
-    """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one."""
+def rehearse(cfg: DictConfig, device: torch.device) -> None:
+    """Train as configured with trainer.rehearse=true: every phase of the recipe, in minutes."""
+    nano, start = f"{backbones.model_info(cfg.backbone.name)['family']}_nano", None
+    for config in rehearsals(OmegaConf.to_container(cfg, resolve=True), nano, device.type == "cpu"):
+        if start is not None:
+            config["backbone"]["checkpoint_path"] = str(start.best)
+        start = train(with_types(OmegaConf.create(config)), device)
+
+
+def train(cfg: DictConfig, device: torch.device, run: RunFolder | None = None) -> RunFolder:
+    """Train as configured: in the run folder given, or in the one that resume=auto finds, or in a new one.
+
+    Every process calls it, and the first one writes.
+    """
     config: TrainConfig = OmegaConf.to_object(cfg)
-    device = choose_device(config.trainer.device)
     if not task_class(config).trains:
         raise InputError(f"task={config.task['name']} has nothing to train; evaluate it: python eval.py task=…")
-    with joined(device, config.trainer.timeout):
-        return train_together(cfg, config, device, run)
-
-
-def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, run: RunFolder | None) -> RunFolder:
-    """`train` in one of the processes that torchrun started, or in the only one; the first of them writes."""
     first = rank() == 0
     loggers = [build_logger(name, settings) for name, settings in config.logger.items()] if first else []
     reporter = Reporter(loggers, quiet=not first)
@@ -108,8 +113,8 @@ def train_together(cfg: DictConfig, config: TrainConfig, device: torch.device, r
     start = dict(pretrained=False, checkpoint_path="") if resuming else {}
     task = build_task(config, train_loader.source.classes, **start).to(device)
     recipe = config.recipe
-    images_per_step = config.trainer.batch_size * config.trainer.accumulation_steps * world_size()
-    rates = scale_rates(recipe.optimizer, recipe.schedule, images_per_step, recipe.reference_batch_size)
+    step = images_per_step(config.trainer)
+    rates = scale_rates(recipe.optimizer, recipe.schedule, step, recipe.reference_batch_size)
     session = Session(
         task.model,
         device,
@@ -210,7 +215,7 @@ def with_free_backbone(override: str) -> str:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
-        rehearse(cfg) if cfg.trainer.rehearse else train(cfg)
+        train_together(cfg)
 
 
 def main(arguments: list[str]) -> None:
@@ -226,7 +231,7 @@ def main(arguments: list[str]) -> None:
             if "run_dir" in given:
                 raise InputError("resume=PATH goes on in PATH itself, so run_dir has no place beside it.")
             overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
-            train(saved_config(Path(given["resume"]), overrides), RunFolder(given["resume"]))
+            train_together(saved_config(Path(given["resume"]), overrides), RunFolder(given["resume"]))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,8 @@ def _fit_optional(model: Backbone, state: dict[str, Tensor]) -> set[str]:
     for name in [name for name in state if name.startswith(model.optional)]:
         if name not in own or state[name].shape != own[name].shape:  # none in the model, or other classes
             del state[name]
-            nn.init.zeros_(own.get(name, torch.empty(0)))
+            if name in own:
+                nn.init.zeros_(own[name])
     kept = own.keys() - state.keys()
     if kept:
         log.info("The checkpoint has not, and the model starts anew with: %s.", ", ".join(sorted(kept)))

@@ -1,10 +1,14 @@
 import csv
 import os
+import struct
 import subprocess
 import sys
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 # Before torch is imported, and for the programs that tests start: workers beside one another share the cores.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
@@ -33,6 +37,16 @@ def untimed(path) -> list[dict[str, str]]:
 
 def rows_of(path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def huge_png() -> bytes:
+    """A PNG of some hundred bytes that says that it has 20,000 x 20,000 pixels."""
+    content = BytesIO()
+    Image.new("L", (16, 16)).save(content, "PNG")
+    content = bytearray(content.getvalue())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
 
 
 def outcome(capsys, code: int, main, *arguments):

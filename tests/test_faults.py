@@ -3,22 +3,18 @@
 import os
 import resource
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
-from io import BytesIO
 
 import pytest
 import torch
-from PIL import Image
 
 import train
 from training.data import Digits
 from training.engine import Checkpoints
 from training.tasks import Classification
 
-from .conftest import ROOT, SHORT, rows_of, untimed
+from .conftest import ROOT, SHORT, huge_png, rows_of, untimed
 
 
 def same(one, other):
@@ -151,12 +147,7 @@ def test_one_in_a_hundred_pictures_is_damaged(call, tmp_path):
     files = sorted((tmp_path / "data/train").rglob("*.jpg"))
     for file in (files[17], files[222]):
         file.write_bytes(file.read_bytes()[:500])
-    content = BytesIO()
-    Image.new("L", (8, 8)).save(content, "PNG")
-    content = bytearray(content.getvalue())
-    content[16:24] = struct.pack(">II", 20_000, 20_000)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    files[100].write_bytes(content)
+    files[100].write_bytes(huge_png())
     bad = [str(files[i].relative_to(tmp_path)) for i in (17, 100, 222)]
     arguments = ["data=imagefolder", "data.root=data", "data.img_size=32", "data.workers=2", "trainer.epochs=2"]
     said = call(train, *arguments, "trainer.batch_size=20", "run_dir=out")

@@ -15,7 +15,7 @@ from backbones.errors import first_line, suggest
 
 from .data import AugmentSettings, BadImages, Loader, evaluation_transform, training_transform
 from .distributed import rank, world_size
-from .engine import LOGGERS, EmaSettings, OptimizerSettings, ScheduleSettings
+from .engine import LOGGERS, EmaSettings, OptimizerSettings, ScheduleSettings, images_per_step
 from .rehearsal import few
 from .tasks import TASKS, TeachingSettings
 
@@ -56,7 +56,7 @@ def build_loaders(config, device: torch.device) -> tuple[Loader, Loader]:
         rank=rank(),
         processes=world_size(),
     )
-    augment, step = config.recipe.augment, config.trainer.batch_size * config.trainer.accumulation_steps * world_size()
+    augment, step = config.recipe.augment, images_per_step(config.trainer)
     if data.label_maps and (augment.degrees or augment.translate or augment.zoom):
         raise InputError("Label maps follow crops and flips alone: with data.label_maps, leave other geometry out.")
     training = dict(seed=config.seed, repeats=augment.repeats, step=step, label_maps=data.label_maps)

@@ -50,12 +50,12 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did and they are not together yet.
+    """Join the processes that torchrun started, if it did. A program can do so once.
 
     Raises:
         InputError: another process has ended, or has not answered for `timeout` seconds.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -4,7 +4,7 @@ from .checkpoints import Checkpoints, weights_of
 from .loggers import LOGGERS
 from .loop import evaluate, fit
 from .optimization import Precision, scale_rates
-from .parallel import is_sharded
+from .parallel import images_per_step, is_sharded
 from .reporter import Reporter
 from .run_folder import RunFolder, find_unfinished
 from .session import Session
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "find_unfinished",
     "fit",
+    "images_per_step",
     "is_sharded",
     "scale_rates",
     "weights_of",

@@ -24,6 +24,11 @@ def is_sharded(trainer: TrainerSettings) -> bool:
     return trainer.strategy == "fsdp" and world_size() > 1
 
 
+def images_per_step(trainer: TrainerSettings) -> int:
+    """Pictures of one optimizer step, by all processes together."""
+    return trainer.batch_size * trainer.accumulation_steps * world_size()
+
+
 def shard(model: nn.Module, device: torch.device, trainer: TrainerSettings, dtype: torch.dtype | None) -> None:
     """Shard a model in place over all processes, each block of its own, so that one block at a time is whole.
 

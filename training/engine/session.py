@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError, first_line
 
-from ..distributed import rank, world_size
+from ..distributed import rank
 from .checkpoints import Checkpoints, load_shards
 from .files import write_atomically
 from .optimization import PRECISIONS, Precision, build_optimizer, build_schedule
-from .parallel import full_weights, is_sharded, replicate, shard, share_buffers, unsynchronised
+from .parallel import full_weights, images_per_step, is_sharded, replicate, shard, share_buffers, unsynchronised
 from .settings import EmaSettings, OptimizerSettings, ScheduleSettings, TrainerSettings
 
 
@@ -93,7 +93,7 @@ class Session:
     @property
     def images_per_step(self) -> int:
         """By all processes together."""
-        return self.trainer.batch_size * self.trainer.accumulation_steps * world_size()
+        return images_per_step(self.trainer)
 
     def candidates(self) -> dict[str, nn.Module]:
         """What to evaluate, by the prefix of its metrics: the model, and its average if there is one."""
