@@ -239,13 +239,16 @@ class Backbone(nn.Module):
                 module.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups for layer-wise learning-rate decay: the stem, then each block (coarse: each stage)."""
+        """Layer groups for layer-wise learning-rate decay: the stem, then each block (coarse: each stage).
+
+        What a stage has beside its blocks, such as its down-sampling, learns with the first of them.
+        """
         if coarse:
             return dict(stem=r"^stem", blocks=r"^stages\.(\d+)")
         return dict(
             stem=r"^stem",
             blocks=[
-                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.(?!blocks\.)", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^norm", (99999,)),
             ],

@@ -70,6 +70,27 @@ def test_parameter_groups(name):
     assert len({group["lr_scale"] for group in optimizer.param_groups}) > 3
 
 
+@pytest.mark.parametrize("dense", [None, "detection", "segmentation"])
+@pytest.mark.parametrize("family", backbones.list_families())
+def test_a_parameter_learns_with_the_layer_that_its_stage_implies(family, dense):
+    model = backbones.create_model(
+        f"{family}_nano", device="meta", **({"features_only": True} if dense else {}), dense=dense
+    )
+    model = model.model if dense else model
+    layer = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(layer) == {n for n, _ in model.named_parameters()}
+    below = max(number for n, number in layer.items() if n.startswith("stem."))
+    for i, stage in enumerate(model.stages):
+        own = {n: number for n, number in layer.items() if n.startswith(f"stages.{i}.")}
+        first = {number for n, number in own.items() if n.startswith(f"stages.{i}.blocks.0.")}
+        assert len(first) == 1 and len(set(own.values())) == len(stage.blocks)
+        for n, number in own.items():
+            assert ".blocks." in n or {number} == first, n
+        assert min(own.values()) > below
+        below = max(own.values())
+    assert {number for n, number in layer.items() if n.startswith(("norm", "head."))} <= {below, below + 1}
+
+
 def test_intermediates(nano):
     images = torch.randn(2, 3, 64, 48)
     final, maps = nano.forward_intermediates(images)
