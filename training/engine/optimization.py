@@ -17,7 +17,12 @@ from backbones.errors import InputError
 
 from .settings import OptimizerSettings, ScheduleSettings
 
-SCHEDULES = ("cosine", "step", "poly")  # the others of timm need settings that are not here, or a newer timm
+SCHEDULES = (
+    "cosine",
+    "step",
+    "multistep",
+    "poly",
+)  # the others of timm need settings that are not here, or a newer timm
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -138,7 +143,10 @@ def build_schedule(
     """timm's scheduler over `total_steps` optimizer steps, warm-up and cool-down among them."""
     if settings.name not in SCHEDULES:
         raise InputError(f"recipe.schedule.name is {settings.name!r}, but must be one of {', '.join(SCHEDULES)}.")
-    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total_steps - 1)
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = round(settings.warmup_epochs * steps_per_epoch)
+    warmup = min(warmup, total_steps - 1)
     before = warmup if settings.warmup_prefix else 0
     cooldown = min(round(settings.cooldown_epochs * steps_per_epoch), total_steps - before - 1)
     scheduler, _ = create_scheduler_v2(
@@ -147,6 +155,8 @@ def build_schedule(
         num_epochs=total_steps - before - cooldown,
         warmup_epochs=warmup,
         decay_epochs=max(1, round(settings.decay_epochs * steps_per_epoch)),
+        # timm cuts the rate one step before a milestone, and counts from the end of a warm-up that stands before.
+        decay_milestones=[round(epoch * steps_per_epoch) + 1 - before for epoch in settings.milestones],
         decay_rate=settings.decay_rate,
         min_lr=settings.min_lr,
         warmup_lr=settings.warmup_lr,

@@ -19,6 +19,7 @@ class TrainerSettings:
         compile: run the model through torch.compile.
         strategy: of several processes: ddp, a copy of the model in each, or fsdp, a part of it in each.
         bf16_gradients: of ddp: add gradients up in bfloat16, for half of the traffic.
+        sync_batchnorm: of ddp on GPUs: batch norms see the pictures of all of them, which they need where each has few.
         cpu_offload: of fsdp: keep the parts in main memory.
         timeout: seconds to wait for a batch, or for another process, before the run ends with an error.
         save_minutes: time between two checkpoints within an epoch; there is always one at its end.
@@ -37,6 +38,7 @@ class TrainerSettings:
     compile: bool = False
     strategy: str = "ddp"
     bf16_gradients: bool = False
+    sync_batchnorm: bool = False
     cpu_offload: bool = False
     timeout: float = 1800
     save_minutes: float = 15
@@ -58,6 +60,8 @@ class TrainerSettings:
             )
         if self.cpu_offload and self.strategy != "fsdp":
             raise InputError("trainer.cpu_offload keeps shards in main memory, so it needs trainer.strategy=fsdp.")
+        if self.sync_batchnorm and self.strategy != "ddp":
+            raise InputError("trainer.sync_batchnorm is of trainer.strategy=ddp. Leave it out.")
         if self.bf16_gradients and self.strategy != "ddp":
             raise InputError(
                 "trainer.bf16_gradients is of trainer.strategy=ddp; fsdp adds gradients up in float32. Leave it out."
@@ -103,29 +107,41 @@ class ScheduleSettings:
     """Learning rate by optimizer step, through timm's scheduler factory.
 
     Args:
-        name: cosine, step or poly.
+        name: cosine, step, multistep or poly.
         warmup_epochs: linear rise from `warmup_lr` to the peak.
+        warmup_steps: its length in optimizer steps, in place of `warmup_epochs`.
         warmup_prefix: begin the schedule proper after the warm-up; otherwise the warm-up hides its beginning.
-        min_lr: where a falling schedule ends.
+        min_lr: where `cosine` and `poly` end.
         cooldown_epochs: the last epochs, all at `min_lr`.
         decay_epochs, decay_rate: of `step`: how often, and the factor; the rate is also the power of `poly`.
+        milestones: of `multistep`: the numbers of epochs after each of which the rate is multiplied by `decay_rate`.
+            They count from the first step, warm-up included.
         by_epoch: change the rate between epochs alone, not at every step.
     """
 
     name: str = "cosine"
     warmup_epochs: float = 5
+    warmup_steps: int | None = None
     warmup_lr: float = 1e-6
     warmup_prefix: bool = True
     min_lr: float = 1e-5
     cooldown_epochs: float = 0
     decay_epochs: float = 30
     decay_rate: float = 0.1
+    milestones: list[float] = field(default_factory=list)
     by_epoch: bool = False
 
     def __post_init__(self):
-        for name in ("warmup_epochs", "cooldown_epochs", "warmup_lr", "min_lr"):
-            if getattr(self, name) < 0:
+        for name in ("warmup_epochs", "warmup_steps", "cooldown_epochs", "warmup_lr", "min_lr"):
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"recipe.schedule.{name} is {getattr(self, name)}, but must not be negative.")
+        if self.milestones != sorted(self.milestones) or min(self.milestones, default=1) <= 0:
+            raise InputError(f"recipe.schedule.milestones is {self.milestones}, but must rise, from above 0.")
+        if bool(self.milestones) != (self.name == "multistep"):
+            raise InputError(
+                f"recipe.schedule.name is {self.name!r} and milestones is {self.milestones}: give epochs, [8, 11] say, "
+                "with multistep, and [] with others."
+            )
 
 
 @dataclass
