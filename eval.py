@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
+from PIL import Image
 
 from backbones import InputError
 from backbones.checkpoints import read_checkpoint, read_metadata
-from train import CONFIGS, register_schemas, saved_config, with_free_backbone
-from training.building import Recipe, build_task, check_classes, task_class
+from train import CONFIGS, register_schemas, saved_config, with_free_keywords
+from training.building import (
+    Recipe,
+    build_task,
+    check_classes,
+    evaluation_samples,
+    evaluation_source,
+    splits_of,
+    task_class,
+)
 from training.commandline import ending_well
 from training.data import DATASETS, BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
+from training.data.dense import DenseSettings, upright
 from training.distributed import choose_device, gather, joined, rank, world_size
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
 from training.tasks import Scoring
@@ -31,6 +42,7 @@ class EvalConfig:
     backbone: dict[str, Any] = MISSING
     data: Any = MISSING
     task: dict[str, Any] = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     checkpoint: str | None = None
     image: str | None = None
@@ -54,8 +66,9 @@ def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> N
 
 def other_data(learned: DataSettings, name: str, overrides: list[str]) -> DataSettings:
     """Another data set, for a network that learned from `learned`: its pictures are prepared as those were."""
-    kept = {field.name: getattr(learned, field.name) for field in fields(DataSettings) if field.name != "name"}
-    if DATASETS.get(name, DataSettings).crop_pct != DataSettings.crop_pct:
+    common = DenseSettings if isinstance(learned, DenseSettings) else DataSettings
+    kept = {field.name: getattr(learned, field.name) for field in fields(common) if field.name != "name"}
+    if getattr(DATASETS.get(name), "crop_pct", DataSettings.crop_pct) != DataSettings.crop_pct:
         del kept["crop_pct"]  # its pictures come cropped
     kept = [f"data.{key}={json.dumps(value)}" for key, value in kept.items()]
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
@@ -80,17 +93,19 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
     reporter = Reporter(quiet=not first)
     kind = task_class(config)
     # A checkpoint of this project names its classes, so a picture needs no data; nearest neighbours are of the data.
-    classes = json.loads(read_metadata(checkpoint or "").get("classes", "null")) if kind.trains else None
+    saved = read_metadata(checkpoint or "") if kind.trains else {}
+    classes, things = (json.loads(saved.get(name, "null")) for name in ("classes", "things"))
     if image is None or classes is None:
-        train_source, source = (None, config.data.evaluation()) if kind.trains else config.data.splits()
+        train_source, source = (None, evaluation_source(config)) if kind.trains else splits_of(config)
         if checkpoint is not None and kind.trains:
             check_classes(checkpoint, source.classes)
+        things = getattr(source, "things", None)
     weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
     if kind.whole_checkpoint:
         if checkpoint is None:
             raise InputError(f"task={config.task['name']} evaluates what it trained: give run=PATH.")
         weights = dict(checkpoint_path="", pretrained=False)
-    task = build_task(config, classes or source.classes, **weights).to(device).eval()
+    task = build_task(config, classes or source.classes, things, **weights).to(device).eval()
     if kind.whole_checkpoint:
         task.load_weights(read_checkpoint(checkpoint))
     task.check_weights()
@@ -99,8 +114,7 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
 
     def loader_of(source, **shared: int) -> Loader:
         return Loader(
-            source,
-            evaluation_transform(config.data),
+            evaluation_samples(config, source),
             config.trainer.batch_size,
             bad_images,
             config.data.workers,
@@ -115,9 +129,10 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
             task.memorise(loader_of(train_source).epoch())
     if image is not None:
         if first:
-            classify(task, config, image)
+            classify(task, config, image) if kind.target is None else find(task, config, Path(image), folder)
         return
-    task.scoring = Scoring(source)
+    if kind.target is None:
+        task.scoring = Scoring(source)
 
     if first:
         folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
@@ -158,6 +173,27 @@ def classify(task, config, file: str) -> None:
         print(f"{probability:7.2%}  {name}")
 
 
+def find(task, config, file: Path, folder: Path | None) -> None:
+    """Write what is found in one picture: drawn in, as JSON, and where there is a map, its numbers as a PNG."""
+    try:
+        image = torch.from_numpy(upright(file, config.data.channels).pixels()).permute(2, 0, 1)
+    except BadImageError as error:
+        raise InputError(f"The picture {file} cannot be read ({error}).") from error
+    prediction = task.predict(image.to(choose_device(config.trainer.device)))
+    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{file.stem}_{config.task['name']}.png", f"{file.stem}_{config.task['name']}.json"]
+    task.drawn(image, prediction).save(folder / names[0])
+    found = dict(image=str(file), height=image.shape[1], width=image.shape[2], found=task.listed(prediction))
+    RunFolder(folder).write_json(names[1], found)
+    if (numbers := task.map_of(prediction)) is not None:
+        names.append(f"{file.stem}_{config.task['name']}_map.png")
+        Image.fromarray(numbers.numpy()).save(folder / names[2])
+    for entry in found["found"][:20]:
+        print("  ".join(f"{key} {value}" for key, value in entry.items() if key != "mask"))
+    print(f"{len(found['found'])} found. {', '.join(names)} are in {folder}")
+
+
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval")
 def compose_and_evaluate(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
@@ -180,7 +216,7 @@ def main(arguments: list[str]) -> None:
             overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
             evaluate_run(Path(given["run"]), overrides, given)
         else:
-            sys.argv[1:] = map(with_free_backbone, arguments)
+            sys.argv[1:] = map(with_free_keywords, arguments)
             compose_and_evaluate()
 
 

@@ -111,7 +111,8 @@ def train(cfg: DictConfig, device: torch.device, run: RunFolder | None = None) -
     seed_everything(config.seed, "weights")
     # A resumed run has its weights; those it once started from may be gone.
     start = dict(pretrained=False, checkpoint_path="") if resuming else {}
-    task = build_task(config, train_loader.source.classes, **start).to(device)
+    source = train_loader.source
+    task = build_task(config, source.classes, getattr(source, "things", None), **start).to(device)
     recipe = config.recipe
     step = images_per_step(config.trainer)
     rates = scale_rates(recipe.optimizer, recipe.schedule, step, recipe.reference_batch_size)
@@ -192,7 +193,7 @@ def saved_config(folder: Path, overrides: list[str]) -> DictConfig:
             raise InputError(f"A run keeps its choices, so {override} has no place here; only KEY.KEY=VALUE has.")
     try:
         with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            saved = hydra.compose("config", [with_free_backbone(override) for override in overrides])
+            saved = hydra.compose("config", [with_free_keywords(override) for override in overrides])
     except YAMLError as error:
         raise InputError(f"{folder / 'config.yaml'} is damaged ({first_line(error)}).") from error
     return with_types(saved)
@@ -207,9 +208,9 @@ def with_types(config: DictConfig) -> DictConfig:
     return OmegaConf.merge(schema, config)
 
 
-def with_free_backbone(override: str) -> str:
-    """Let any keyword of a backbone be set, also one that its YAML file does not name."""
-    return f"++{override}" if override.startswith("backbone.") else override
+def with_free_keywords(override: str) -> str:
+    """Let any keyword of a backbone or of a task be set, also one that its YAML file does not name."""
+    return f"++{override}" if override.startswith(("backbone.", "task.")) else override
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
@@ -225,7 +226,7 @@ def main(arguments: list[str]) -> None:
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     with ending_well(given.get("debug", "").lower() == "true"):
         if given.get("resume", "auto") in ("auto", "null"):
-            sys.argv[1:] = map(with_free_backbone, arguments)
+            sys.argv[1:] = map(with_free_keywords, arguments)
             compose_and_train()
         else:
             if "run_dir" in given:

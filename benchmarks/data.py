@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from timm.data import auto_augment
 
-from training.data import AugmentSettings, BadImages, ImageFolder, Loader, Picture, training_transform
+from training.data import AugmentSettings, BadImages, ImageFolder, LabelledPictures, Loader, Picture, training_transform
 from training.seeding import seed_everything
 from training.tasks import Classification, RegularizeSettings
 
@@ -85,7 +85,7 @@ def ours(folder: Path, interpolation: str, policy: str | None) -> measure.Run:
     data = ImageFolder(root=str(folder), img_size=IMG_SIZE)
     augment = AugmentSettings(auto_augment=policy, interpolation=interpolation, random_erasing=ERASING)
     source, _ = data.splits()
-    loader = Loader(source, training_transform(data, augment), BATCH, BadImages(0), seed=0)
+    loader = Loader(LabelledPictures(source, training_transform(data, augment)), BATCH, BadImages(0), seed=0)
     task = Classification(torch.nn.Identity(), source.classes, data.mean, data.std, RegularizeSettings())
     epoch = 0
 

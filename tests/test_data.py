@@ -19,6 +19,7 @@ from training.data import (
     BadImages,
     Digits,
     ImageFolder,
+    LabelledPictures,
     Loader,
     Picture,
     evaluation_transform,
@@ -48,7 +49,8 @@ def loader(data, seed=None, workers=0, batch_size=4, limit=10, **more):
     train, val = data.splits()
     augment = AugmentSettings(auto_augment="rand-m9-mstd0.5-inc1", degrees=10, zoom=0.1)
     transform = training_transform(data, augment) if seed is not None else evaluation_transform(data)
-    return Loader(train if seed is not None else val, transform, batch_size, BadImages(limit), workers, seed, **more)
+    samples = LabelledPictures(train if seed is not None else val, transform)
+    return Loader(samples, batch_size, BadImages(limit), workers, seed, **more)
 
 
 def stream(loader, epoch=0, start=0):
@@ -214,7 +216,8 @@ def test_label_maps_come_with_their_pictures(folder, tmp_path):
         torch.save(torch.stack([places, torch.zeros(1, 16, 16)]).half(), maps / f"{file.stem}.pt")
     data = ImageFolder(root=str(folder), img_size=32)
     transform = training_transform(data, AugmentSettings())
-    one = Loader(data.splits()[0], transform, 12, BadImages(0), seed=1, label_maps=str(tmp_path / "maps"))
+    samples = LabelledPictures(data.splits()[0], transform, str(tmp_path / "maps"))
+    one = Loader(samples, 12, BadImages(0), seed=1)
     [batch] = one.epoch()
     assert batch.label_maps.shape == (12, 2, 1, 16, 16) and batch.crops.shape == (12, 5)
     assert 0 < batch.crops[:, 4].sum() < 12

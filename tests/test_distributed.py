@@ -201,6 +201,7 @@ def kill_a_worker(launcher, number=signal.SIGKILL):
     os.kill(int(children[-1]), number)
 
 
+@pytest.mark.slow
 def test_sharded_training(two, tmp_path):
     """FSDP computes what DDP does, and its checkpoints suit another number of processes."""
     interrupted(tmp_path, signal.SIGTERM, "trainer.strategy=fsdp")

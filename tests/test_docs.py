@@ -1,4 +1,4 @@
-"""docs/models.md says what the registry says."""
+"""docs/models.md says what the registry says, docs/dense.md what the experiments say."""
 
 import importlib.util
 from pathlib import Path
@@ -11,8 +11,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 LINES = (DOCS / "models.md").read_text().splitlines()
 
 
-def make_models():
-    spec = importlib.util.spec_from_file_location("make_models", DOCS / "make_models.py")
+def script_of(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -28,7 +28,7 @@ def test_every_model_and_checkpoint_is_listed_once():
 
 @pytest.mark.parametrize("family", backbones.list_families())
 def test_rows_are_what_the_script_writes(family):
-    script = make_models()
+    script = script_of("make_models")
     names = [f"{family}_nano", backbones.list_models(f"{family}_*")[0]]
     for name in names:
         tag = next(iter(backbones.model_info(name)["tags"]), None)
@@ -37,6 +37,14 @@ def test_rows_are_what_the_script_writes(family):
 
 @pytest.mark.slow
 def test_the_whole_page_is_what_the_script_writes():
-    script = make_models()
+    script = script_of("make_models")
     text = "\n\n".join([script.HEAD.strip(), *map(script.section, backbones.list_families())])
     assert text.splitlines() == LINES
+
+
+def test_dense_recipes_are_what_the_experiments_say():
+    script, lines = script_of("make_dense"), (DOCS / "dense.md").read_text().splitlines()
+    start = lines.index(script.HEAD) + 2
+    rows = script.rows()
+    assert len(rows) > 25 and lines[start : start + len(rows)] == rows
+    assert not lines[start + len(rows)].startswith("|")

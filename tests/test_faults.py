@@ -97,6 +97,9 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(call, run_folder, 
 def test_a_trace_of_a_few_steps(call, tmp_path):
     said = call(train, *SHORT, "run_dir=out", "trainer.profile=true", "trainer.epochs=1")
     assert "profile.json is a trace of 3 steps" in said
+    # A classifier is nearly all backbone; the rest is the optimizer and the loss.
+    share = int(said.partition("The backbone took ")[2].partition(" %")[0])
+    assert 0 < share <= 100
     assert '"traceEvents"' in (tmp_path / "out/profile.json").read_text()
 
 

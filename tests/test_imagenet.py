@@ -22,6 +22,7 @@ from training.data import (
     ImageNetC,
     ImageNetReal,
     ImageNetV2,
+    LabelledPictures,
     Loader,
     evaluation_transform,
 )
@@ -58,7 +59,7 @@ def measure(data, favourites: list[int], folder: Path | None = None) -> dict:
     logits[favourites] = torch.arange(len(favourites), 0, -1).float()
     task = Classification(Fixed(logits), source.classes, data.mean, data.std, TeachingSettings())
     task.scoring = Scoring(source)
-    for batch in Loader(source, evaluation_transform(data), 4, BadImages(0)).epoch():
+    for batch in Loader(LabelledPictures(source, evaluation_transform(data)), 4, BadImages(0)).epoch():
         task.evaluation_step(batch)
     metrics = task.compute_metrics()
     if folder is not None:

@@ -22,12 +22,15 @@ ALLOWED = {
     "training": TORCH | {"PIL", "yaml", "rich", "matplotlib", "safetensors", "backbones", "training"},
     "training/data": TORCH
     | {"PIL", "simplejpeg", "sklearn", "datasets", "filelock", "tqdm"}
-    | {"backbones.errors", "training.data", "training.seeding"},
-    "training/tasks": TORCH | {"PIL", "matplotlib", "backbones.errors", "training.tasks", "training.distributed"},
+    | {"backbones.errors", "training.annotation", "training.data", "training.seeding", "faster_coco_eval"},
+    "training/tasks": TORCH
+    | {"PIL", "matplotlib", "backbones.errors", "training.annotation", "training.tasks", "training.distributed"}
+    | {"PIL", "matplotlib", "backbones.errors", "training.annotation", "training.tasks", "training.distributed"}
+    | {"segmentation_models_pytorch", "faster_coco_eval", "transformers", "peft"},
     "training/engine": TORCH
     | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}
     | {"backbones.errors", "backbones.checkpoints", "training.engine", "training.seeding", "training.distributed"},
-    "": TORCH | {"hydra", "omegaconf", "yaml", "backbones", "training", "train"},
+    "": TORCH | {"PIL", "hydra", "omegaconf", "yaml", "backbones", "training", "train"},
 }
 FILES = [p.relative_to(ROOT) for room in ("kernels", "backbones", "training") for p in (ROOT / room).rglob("*.py")]
 FILES = [p for p in FILES if p.parts[:2] != ("backbones", "kernels")] + [Path("train.py"), Path("eval.py")]

@@ -91,17 +91,23 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
     ids=lambda number: number.name,
 )
 def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(run_program, uninterrupted, tmp_path, number):
-    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The signal reaches all processes of the run, as from a terminal or from Slurm."""
+    command = [sys.executable, ROOT / "train.py", *LONG, "data.workers=1", "run_dir=out"]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=tmp_path, **options)
     metrics, deadline = tmp_path / "out/metrics.csv", time.monotonic() + 200
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.4)  # into the second epoch
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

@@ -23,7 +23,16 @@ from PIL import Image
 import eval as evaluation
 import train
 from backbones import InputError
-from training.data import AugmentSettings, BadImages, Loader, WebDataset, shard_cache, shards, training_transform
+from training.data import (
+    AugmentSettings,
+    BadImages,
+    LabelledPictures,
+    Loader,
+    WebDataset,
+    shard_cache,
+    shards,
+    training_transform,
+)
 from training.data.shard_cache import ShardCache
 from training.data.shard_index import ShardIndex
 
@@ -73,7 +82,7 @@ def shade(source, index: int) -> int:
 
 def loader(data, workers=0, limit=10):
     transform = training_transform(data, AugmentSettings())
-    return Loader(data.splits()[0], transform, 3, BadImages(limit), workers, seed=1)
+    return Loader(LabelledPictures(data.splits()[0], transform), 3, BadImages(limit), workers, seed=1)
 
 
 def stream(loader, epoch=0, start=0):

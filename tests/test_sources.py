@@ -14,6 +14,7 @@ from training.data import (
     BadImages,
     HuggingFace,
     ImageFolder,
+    LabelledPictures,
     Loader,
     evaluation_transform,
 )
@@ -180,7 +181,9 @@ def test_parquet_files_and_saved_tables(rows, tmp_path):
         # Read by worker processes, each picture by its index.
         streams = []
         for workers in (0, 2):
-            loader = Loader(train_source, evaluation_transform(data), 3, BadImages(0), workers, seed=0)
+            loader = Loader(
+                LabelledPictures(train_source, evaluation_transform(data)), 3, BadImages(0), workers, seed=0
+            )
             streams.append([(batch.images.tolist(), batch.indices.tolist()) for batch in loader.epoch()])
         assert streams[0] == streams[1] and len(streams[0]) == 2
 

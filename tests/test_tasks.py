@@ -87,7 +87,7 @@ def test_pictures_are_drawn(tmp_path, classes):
     for b in (batch(30), batch(20, start=30)):
         one.evaluation_step(b)
     one.compute_metrics()
-    for path in one.write_pictures(tmp_path, Pictures()):
+    for path in one.write_pictures(tmp_path, Pictures()).values():
         picture = Image.open(path)
         assert min(picture.size) > 300 and len(picture.getcolors(1 << 20)) > 20
 
@@ -98,7 +98,7 @@ def test_pictures_of_a_flawless_classifier(tmp_path):
     b = b._replace(targets=one.model((b.images / 255 - 0.5) / 0.25).argmax(1))
     one.evaluation_step(b)
     one.compute_metrics()
-    assert all(path.stat().st_size > 1000 for path in one.write_pictures(tmp_path, Pictures()))
+    assert all(path.stat().st_size > 1000 for path in one.write_pictures(tmp_path, Pictures()).values())
 
 
 def test_prediction_of_one_picture():

@@ -1,4 +1,4 @@
-"""Tools for runs: python -m training report."""
+"""Tools for runs and data: python -m training report."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from backbones.checkpoints import read_metadata
 
 from .commandline import ending_well
+from .data.dense import DigitScenes, export_coco, export_maps
 from .engine import RunFolder, weights_of
 from .report import report, table
 
@@ -30,8 +31,20 @@ def weights_command(options: argparse.Namespace) -> None:
     print(f"{options.file}: {len(weights)} tensors")
 
 
+def scenes_command(options: argparse.Namespace) -> None:
+    scenes = DigitScenes(train_scenes=options.train, val_scenes=options.val, channels=options.channels)
+    kinds = ("map",) if options.form == "maps" else ("masks", "segments")
+    for sources in zip(("train", "val"), *map(scenes.splits, kinds)):
+        split, *kinds_of_split = sources
+        if options.form == "maps":
+            export_maps(*kinds_of_split, options.folder, split)
+        else:
+            export_coco(*kinds_of_split, options.folder, split)
+    print(f"{options.train} + {options.val} scenes are in {options.folder}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training", description="Tools for runs.")
+    parser = argparse.ArgumentParser(prog="python -m training", description="Tools for runs and data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("report", help="curves of several runs in one picture, and a table in Markdown")
@@ -45,6 +58,14 @@ def main() -> None:
     command.add_argument("file", type=Path, metavar="FILE")
     command.add_argument("--ema", action="store_true", help="the moving average of the weights")
     command.set_defaults(run=weights_command)
+
+    command = commands.add_parser("scenes", help="the embedded scenes as files, in the layout of COCO or of label maps")
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("--form", choices=("coco", "maps"), default="coco", help="for data=coco_folder or mask_folder")
+    command.add_argument("--train", type=int, default=200, metavar="N", help="training scenes (200)")
+    command.add_argument("--val", type=int, default=50, metavar="N", help="validation scenes (50)")
+    command.add_argument("--channels", type=int, choices=(1, 3), default=3, help="grey or coloured (3)")
+    command.set_defaults(run=scenes_command)
 
     options = parser.parse_args()
     with ending_well(debug=False):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,29 @@ from backbones import InputError
 from backbones.checkpoints import read_metadata
 from backbones.errors import first_line, suggest
 
-from .data import AugmentSettings, BadImages, Loader, evaluation_transform, training_transform
+from .data import (
+    DATASETS,
+    AugmentSettings,
+    BadImages,
+    LabelledPictures,
+    Loader,
+    evaluation_transform,
+    training_transform,
+)
+from .data.dense import AnnotatedPictures, DenseAugmentSettings, DenseSettings
+from .data.dense import training_transform as dense_training_transform
 from .distributed import rank, world_size
-from .engine import LOGGERS, EmaSettings, OptimizerSettings, ScheduleSettings, images_per_step
+from .engine import LOGGERS, EmaSettings, OptimizerSettings, RunFolder, ScheduleSettings, images_per_step
 from .rehearsal import few
 from .tasks import TASKS, TeachingSettings
+from .tasks.dense import add_lora, freeze_stages
 
 
 @dataclass
 class Recipe(TeachingSettings):
     """How to teach: one section for each part of the program that it concerns.
+
+    `augment` is for pictures with labels, `dense` for those with boxes, masks or maps.
 
     Args:
         reference_batch_size: pictures per optimizer step that the learning rates are written for. Other numbers scale
@@ -34,6 +48,7 @@ class Recipe(TeachingSettings):
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    dense: DenseAugmentSettings = field(default_factory=DenseAugmentSettings)
 
     def __post_init__(self):
         if self.reference_batch_size is not None and self.reference_batch_size < 1:
@@ -45,8 +60,8 @@ class Recipe(TeachingSettings):
 
 def build_loaders(config, device: torch.device) -> tuple[Loader, Loader]:
     """The training and the validation loader of a configuration."""
-    data = config.data
-    train_source, val_source = few(*data.splits()) if config.trainer.rehearse else data.splits()
+    data, augment = config.data, config.recipe.augment
+    train_source, val_source = few(*splits_of(config)) if config.trainer.rehearse else splits_of(config)
     common = dict(
         batch_size=config.trainer.batch_size,
         bad_images=BadImages(data.max_bad_images),
@@ -56,12 +71,48 @@ def build_loaders(config, device: torch.device) -> tuple[Loader, Loader]:
         rank=rank(),
         processes=world_size(),
     )
-    augment, step = config.recipe.augment, images_per_step(config.trainer)
-    if data.label_maps and (augment.degrees or augment.translate or augment.zoom):
-        raise InputError("Label maps follow crops and flips alone: with data.label_maps, leave other geometry out.")
-    training = dict(seed=config.seed, repeats=augment.repeats, step=step, label_maps=data.label_maps)
-    train_loader = Loader(train_source, training_transform(data, augment), **training, **common)
-    return train_loader, Loader(val_source, evaluation_transform(data), **common)
+    training = dict(seed=config.seed, step=images_per_step(config.trainer))
+    if (kind := task_class(config).target) is not None:
+        samples = AnnotatedPictures(train_source, dense_training_transform(data, config.recipe.dense, kind))
+        train_loader = Loader(samples, wide=train_source.wide, **training, **common)
+    else:
+        if data.label_maps and (augment.degrees or augment.translate or augment.zoom):
+            raise InputError("Label maps follow crops and flips alone: with data.label_maps, leave other geometry out.")
+        samples = LabelledPictures(train_source, training_transform(data, augment), data.label_maps)
+        train_loader = Loader(samples, repeats=augment.repeats, **training, **common)
+    return train_loader, Loader(evaluation_samples(config, val_source), **common)
+
+
+def splits_of(config) -> tuple:
+    """The training and the validation split of the data, with what the task needs to know of each picture."""
+    check_data(config)
+    kind = task_class(config).target
+    return config.data.splits() if kind is None else config.data.splits(kind)
+
+
+def evaluation_source(config):
+    """What to evaluate on."""
+    check_data(config)
+    kind = task_class(config).target
+    return config.data.evaluation() if kind is None else config.data.evaluation(kind)
+
+
+def evaluation_samples(config, source) -> LabelledPictures | AnnotatedPictures:
+    """The pictures of a source as they are evaluated."""
+    if task_class(config).target is None:
+        return LabelledPictures(source, evaluation_transform(config.data))
+    return AnnotatedPictures(source)
+
+
+def check_data(config) -> None:
+    """Raise InputError where the data do not say of their pictures what the task needs to know."""
+    dense = task_class(config).target is not None
+    if dense != isinstance(config.data, DenseSettings):
+        fitting = [name for name, kind in DATASETS.items() if issubclass(kind, DenseSettings) == dense]
+        raise InputError(
+            f"task={config.task['name']} needs {'boxes, masks or maps' if dense else 'labels'}, which "
+            f"data={config.data.name} does not have. Choose data={', '.join(fitting[:-1])} or {fitting[-1]}."
+        )
 
 
 def task_class(config) -> type:
@@ -71,29 +122,55 @@ def task_class(config) -> type:
     return TASKS[config.task["name"]]
 
 
-def build_task(config, classes: list[str], **backbone: Any) -> nn.Module:
+def build_task(config, classes: list[str], things: list[bool] | None = None, **backbone: Any) -> nn.Module:
     """The task around the backbone; `backbone` adds to the configured keywords."""
-    kind = task_class(config)
+    kind, data = task_class(config), config.data
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    if kind.target is None:
+        defaults = dict(img_size=data.img_size) | kind.backbone_keywords(classes)
+        model = build_backbone(config, defaults, backbone)
+        if data.img_size < model.min_size:
+            raise InputError(
+                f"{config.backbone['name']} takes pictures of at least {model.min_size} pixels, but data.img_size is "
+                "smaller."
+            )
+        settings = getattr(config, "recipe", TeachingSettings())
+        build = partial(kind, model, classes, data.mean, data.std, settings, **options)
+    else:
+        model = build_backbone(config, dict(features_only=True, dense=kind.dense), backbone)
+        freeze_stages(model, options.pop("frozen_stages", 0))
+        if (rank := options.pop("lora_rank", None)) is not None:
+            add_lora(model, rank)
+        build = partial(kind.build, model, classes, things, data, **options)
+    try:
+        return build()
+    except TypeError as error:
+        raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
+
+
+def build_backbone(config, defaults: dict[str, Any], more: dict[str, Any]) -> nn.Module:
+    """The backbone with its configured keywords, those that follow from the task, and `more`."""
     for keyword in ("num_classes", "features_only", "out_indices", "dense"):
         if keyword in config.backbone:
             raise InputError(f"backbone.{keyword} follows from the task and the data; leave it out.")
-    defaults = dict(in_chans=config.data.channels, img_size=config.data.img_size) | kind.backbone_keywords(classes)
-    keywords = defaults | config.backbone | backbone
-    name = keywords.pop("name")
+    keywords = dict(in_chans=config.data.channels) | defaults | config.backbone | more
+    name, checkpoint = keywords.pop("name"), keywords.pop("checkpoint", None)
+    if checkpoint and "checkpoint_path" not in more:
+        keywords["checkpoint_path"] = weights_file(Path(checkpoint))
     try:
-        model = backbones.create_model(name, **keywords)
+        return backbones.create_model(name, **keywords)
     except InputError:
         raise
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built with {keywords}: {first_line(error)}.") from error
-    if config.data.img_size < model.min_size:
-        raise InputError(f"{name} takes pictures of at least {model.min_size} pixels, but data.img_size is smaller.")
-    settings = getattr(config, "recipe", TeachingSettings())
-    options = {key: value for key, value in config.task.items() if key != "name"}
-    try:
-        return kind(model, classes, config.data.mean, config.data.std, settings, **options)
-    except TypeError as error:
-        raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
+
+
+def weights_file(path: Path) -> Path:
+    """A file of weights, or that of the best weights in a run folder."""
+    best = RunFolder(path).best
+    if path.is_dir() and not best.is_file():
+        raise InputError(f"backbone.checkpoint is the folder {path}, but there are no weights of a run: no {best}.")
+    return best if path.is_dir() else path
 
 
 def check_classes(checkpoint: Path, classes: list[str]) -> None:

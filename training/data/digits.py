@@ -17,7 +17,7 @@ class DigitsSource:
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, numbers: np.ndarray, img_size: int):
         self.classes = [str(digit) for digit in range(10)]
         self._labels, self._numbers = labels, numbers
-        pictures = (Image.fromarray(p.reshape(8, 8)) for p in pixels)
+        pictures = (Image.fromarray(p) for p in pixels)
         self._images = [p.resize((img_size, img_size), Image.Resampling.BICUBIC) for p in pictures]
 
     def __len__(self) -> int:
@@ -46,12 +46,17 @@ class Digits(DataSettings):
     workers: int = 0
 
     def splits(self) -> tuple[Source, Source]:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        pixels, labels = load_digits(return_X_y=True)
-        pixels = (pixels * 255 / 16).round().astype(np.uint8)
-        numbers = np.arange(len(labels))
-        parts = train_test_split(numbers, test_size=0.2, stratify=labels, random_state=SPLIT_SEED)
-        train, val = (DigitsSource(pixels[part], labels[part], part, self.img_size) for part in parts)
+        train, val = (DigitsSource(*part, self.img_size) for part in digits())
         return train, val
+
+
+def digits() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pixels uint8 (N, 8, 8), labels (N,) and numbers (N,) of the training digits, and of the validation digits."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = (pixels * 255 / 16).round().astype(np.uint8).reshape(-1, 8, 8)
+    numbers = np.arange(len(labels))
+    parts = train_test_split(numbers, test_size=0.2, stratify=labels, random_state=SPLIT_SEED)
+    return [(pixels[part], labels[part], part) for part in parts]

@@ -1,27 +1,26 @@
 """Batches of pictures, the same whatever the number of workers and processes, and wherever a run was interrupted."""
 
+import atexit
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.errors import InputError, first_line
 
 from ..seeding import seed_everything
 from .decode import BadImageError
-from .label_maps import label_map_of, read_label_map
 from .prefetch import prefetched
-from .settings import Source
-from .transforms import Transform
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +35,16 @@ class Key(NamedTuple):
     copy: int
 
 
-class Batch(NamedTuple):
-    """Pictures uint8 (B, channels, H, W), labels (B,), and their indices in the source (B,).
+class Samples(Protocol):
+    """What a loader makes batches of: the pictures of a source, transformed."""
 
-    With labels for every token also label_maps (B, 2, k, h, w), the scores and classes of the k likeliest classes all
-    over each whole picture, and crops (B, 5): what of it is seen, top, left, height and width as shares of the picture,
-    and 1 if it is flipped.
-    """
+    source: Any  # of pictures by index, as `Source` is
 
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
-    label_maps: Tensor | None = None
-    crops: Tensor | None = None
+    def read(self, index: int) -> Any:
+        """A sample; draws come from the global generators. Raises BadImageError."""
+
+    def collate(self, samples: list) -> Any:
+        """A batch of at least one sample: tensors in tuples, lists or dictionaries."""
 
 
 class BadImages:
@@ -91,13 +87,13 @@ class Loader:
             arXiv:1902.05509); an epoch has as many pictures as without, so it sees fewer different ones.
         step: pictures of one optimizer step, by all processes.
         rank, processes: this one of how many.
-        label_maps: folder of `CLASS/NAME.pt`, labels for every token of a training picture `CLASS/NAME.*`.
+        wide: whether each picture is wider than high: those of a step then are all wide or all high, as far as there
+            are enough of each, so that they need little padding to be put side by side.
     """
 
     def __init__(
         self,
-        source: Source,
-        transform: Transform,
+        samples: Samples,
         batch_size: int,
         bad_images: BadImages,
         workers: int = 0,
@@ -108,8 +104,9 @@ class Loader:
         step: int | None = None,
         rank: int = 0,
         processes: int = 1,
-        label_maps: str | None = None,
+        wide: np.ndarray | None = None,
     ):
+        source = samples.source
         if seed is not None and batch_size * processes > len(source):
             raise InputError(
                 f"A batch of {batch_size * processes} is larger than the training set of {len(source)} pictures. "
@@ -117,22 +114,24 @@ class Loader:
             )
         self.source, self.batch_size, self.bad_images, self.timeout = source, batch_size, bad_images, timeout
         self._device = device or torch.device("cpu")
-        self._keys = _Keys(len(source), batch_size, seed, repeats, step or batch_size * processes, rank, processes)
+        step = step or batch_size * processes
+        self._keys = _Keys(len(source), batch_size, seed, repeats, step, rank, processes, wide)
         self._loader = DataLoader(
-            _Samples(source, transform, seed, Path(label_maps) if label_maps else None),
+            _ReadableSamples(samples, seed),
             batch_sampler=self._keys,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, samples.collate),
             persistent_workers=workers > 0,
             pin_memory=device is not None and device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_parent,
         )
+        atexit.register(_kill_workers, weakref.ref(self._loader))
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
         return self._keys.batches
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator:
         """The batches of an epoch, from number `start` on; those before are not decoded.
 
         Raises:
@@ -141,7 +140,7 @@ class Loader:
         self._keys.epoch, self._keys.start = epoch, start
         return prefetched(self._batches(), self._device)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator:
         batches = iter(self._loader)
         while True:
             with impatient(self.timeout):
@@ -195,8 +194,17 @@ class _Keys(Sampler[list[Key]]):
     """The keys of each batch; carrying the epoch lets workers outlive it."""
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int | None, repeats: int, step: int, rank: int, processes: int
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int | None,
+        repeats: int,
+        step: int,
+        rank: int,
+        processes: int,
+        wide: np.ndarray | None,
     ):
+        self.wide = wide
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.repeats, self.step, self.rank, self.processes = repeats, step, rank, processes
         together = batch_size * processes
@@ -208,6 +216,8 @@ class _Keys(Sampler[list[Key]]):
         if self.seed is not None:
             seed_everything(self.seed, "order", self.epoch)
             order = torch.randperm(self.samples).numpy()
+            if self.wide is not None:
+                order = _alike(order, self.wide, self.step)
         for n in range(self.start, self.batches):
             first = (n * self.processes + self.rank) * self.batch_size
             places = self._places(first) if self.seed is not None else range(first, first + self.batch_size)
@@ -231,43 +241,50 @@ class _Keys(Sampler[list[Key]]):
         return places[::2] + places[1::2][::-1]
 
 
-class _Samples(Dataset):
+def _alike(order: np.ndarray, wide: np.ndarray, step: int) -> np.ndarray:
+    """The order changed as little as need be for every `step` pictures to be all wide or all high, but for the last."""
+    whole, rest = [], []
+    for places in (np.flatnonzero(wide[order]), np.flatnonzero(~wide[order])):
+        end = len(places) // step * step
+        whole += list(places[:end].reshape(-1, step))
+        rest.append(places[end:])
+    whole.sort(key=lambda places: places[-1])
+    return order[np.concatenate([*whole, np.sort(np.concatenate(rest))])]
+
+
+class _ReadableSamples(Dataset):
     """What a key stands for, and the unreadable pictures met on the way to it."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int | None, label_maps: Path | None):
-        self.source, self.transform, self.seed, self.label_maps = source, transform, seed, label_maps
+    def __init__(self, samples: Samples, seed: int | None):
+        self.samples, self.seed = samples, seed
 
-    def __getitem__(self, key: Key) -> tuple[tuple | None, list[tuple[str, str]]]:
-        index, bad = key.index, []
-        for _ in range(len(self.source)):
+    def __getitem__(self, key: Key) -> tuple[Any, list[tuple[str, str]]]:
+        source, index, bad = self.samples.source, key.index, []
+        for _ in range(len(source)):
             if self.seed is not None:
                 seed_everything(self.seed, "sample", *key)
             try:
-                picture = self.source.picture(index)
-                if self.label_maps is None:
-                    return (self.transform(picture), self.source.target(index), index), bad
-                image, crop = self.transform.with_crop(picture)
-                label_map = read_label_map(label_map_of(self.source.name(index), self.label_maps))
-                return (image, self.source.target(index), index, label_map, crop), bad
+                return self.samples.read(index), bad
             except BadImageError as error:
-                bad.append((self.source.name(index), str(error)))
-                index = (index + 1) % len(self.source)
+                bad.append((source.name(index), str(error)))
+                index = (index + 1) % len(source)
         return None, bad
 
 
-def _collate(samples: list) -> tuple[Batch | None, list[tuple[str, str]]]:
+def _collate(collate: Callable[[list], Any], samples: list) -> tuple[Any, list[tuple[str, str]]]:
     bad = [entry for _, found in samples for entry in found]
     good = [sample for sample, _ in samples if sample is not None]
-    if not good:
-        return None, bad
-    images, targets, indices, *maps_and_crops = zip(*good)
-    # Transforms give pictures that lie channels last in memory: stacked so, nothing has to be moved about.
-    stacked = torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
-    return Batch(stacked, torch.tensor(targets), torch.tensor(indices), *map(torch.stack, maps_and_crops)), bad
+    return collate(good) if good else None, bad
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole group, but only the parent saves; and its handlers must not survive in a worker."""
+    """Ctrl-C and Slurm's SIGTERM reach a whole group, of which the parent saves; a dead worker would end it first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _kill_workers(loader: weakref.ref) -> None:
+    """End workers that hang, at the end of the program: asked to, they do not, and it would wait for them."""
+    for worker in getattr(getattr(loader(), "_iterator", None), "_workers", ()):
+        worker.kill()

@@ -29,51 +29,67 @@ class Source(Protocol):
 
 
 @dataclass
-class DataSettings(ABC):
-    """What every data set has; a subclass adds its own and `splits`.
+class PictureSettings:
+    """What every data set of pictures has.
 
     Args:
         name: which data set this is; the same for all settings of one.
         img_size: side of the square that the network sees, in pixels.
         channels: 1 for grey-scale, 3 for colour; pictures are converted.
-        crop_pct: share of the resized picture's side that the evaluation crop keeps; `img_size / crop_pct` is the
-            length the short side is resized to. Above 1, the picture gets a black border.
-        crop_mode: center, or squash: resize both sides to that length.
-        interpolation: of resizing at evaluation: bilinear or bicubic.
         mean, std: of each channel, for pixels in [0, 1].
         workers: processes that decode and augment; 0 does it in the training process.
         max_bad_images: pictures that may be unreadable before the run stops.
-        label_maps: folder of `CLASS/NAME.pt`, labels for every token of the training pictures `CLASS/NAME.*`.
     """
 
     name: str
     img_size: int = 224
     channels: int = 3
-    crop_pct: float = 0.875
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
     std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     workers: int = 4
     max_bad_images: int = 10
-    label_maps: str | None = None
 
     def __post_init__(self):
+        for rule, holds in self._rules().items():
+            if not holds:
+                raise InputError(f"The data settings cannot work: data.{rule}, but they are {self}.")
+
+    def _rules(self) -> dict[str, bool]:
+        """What must be so, and whether it is."""
         kind = type(self).__dataclass_fields__["name"].default
-        checks = {
+        return {
             f"name must be {kind}": self.name == kind,
             "channels must be 1 or 3": self.channels in (1, 3),
             "mean and std need a positive number per channel": len(self.mean) == len(self.std) == self.channels
             and min(self.std) > 0,
             "img_size must be at least 1": self.img_size >= 1,
+            "workers and max_bad_images must not be negative": min(self.workers, self.max_bad_images) >= 0,
+        }
+
+
+@dataclass
+class DataSettings(PictureSettings, ABC):
+    """What every data set of labelled pictures has; a subclass adds its own and `splits`.
+
+    Args:
+        crop_pct: share of the resized picture's side that the evaluation crop keeps; `img_size / crop_pct` is the
+            length the short side is resized to. Above 1, the picture gets a black border.
+        crop_mode: center, or squash: resize both sides to that length.
+        interpolation: of resizing at evaluation: bilinear or bicubic.
+        label_maps: folder of `CLASS/NAME.pt`, labels for every token of the training pictures `CLASS/NAME.*`.
+    """
+
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    label_maps: str | None = None
+
+    def _rules(self) -> dict[str, bool]:
+        return super()._rules() | {
             "crop_pct must be above 0 and at most 2": 0 < self.crop_pct <= 2,
             "crop_mode must be center or squash": self.crop_mode in ("center", "squash"),
             "interpolation must be bilinear or bicubic": self.interpolation in ("bilinear", "bicubic"),
-            "workers and max_bad_images must not be negative": min(self.workers, self.max_bad_images) >= 0,
         }
-        for rule, holds in checks.items():
-            if not holds:
-                raise InputError(f"The data settings cannot work: data.{rule}, but they are {self}.")
 
     @abstractmethod
     def splits(self) -> tuple[Source, Source]:

@@ -1,6 +1,6 @@
 """Where the numbers of a run go besides the console and metrics.csv.
 
-A logger has `start(config, folder)`, `epoch(row)`, `pictures(paths)` and `finish(summary)`.
+A logger has `start(config, folder)`, `epoch(row)`, `pictures(paths by name, epoch)` and `finish(summary)`.
 """
 
 import logging
@@ -68,10 +68,10 @@ class WandbLogger:
     def epoch(self, row: dict[str, Any]) -> None:
         self._try(lambda: self._run.log(row, step=row["epoch"]))
 
-    def pictures(self, paths: list[Path]) -> None:
+    def pictures(self, paths: dict[str, Path], epoch: int) -> None:
         import wandb
 
-        self._try(lambda: self._run.log({path.stem: wandb.Image(str(path)) for path in paths}))
+        self._try(lambda: self._run.log({name: wandb.Image(str(path)) for name, path in paths.items()}, step=epoch))
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._try(lambda: (self._run.summary.update(summary), self._run.finish()))
@@ -108,12 +108,13 @@ class TensorboardLogger:
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
-    def pictures(self, paths: list[Path]) -> None:
+    def pictures(self, paths: dict[str, Path], epoch: int) -> None:
         import numpy as np
         from PIL import Image
 
-        for path in paths:
-            self._writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+        for name, path in paths.items():
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self._writer.add_image(name, pixels, epoch, dataformats="HWC")
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._writer.close()

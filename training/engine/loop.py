@@ -2,8 +2,9 @@
 
 A task is a module with `model`, `metric` (the name of what the best checkpoint is best in),
 `start_epoch(epoch, epochs)`, `training_step(batch) -> losses`, `start_evaluation()`, `evaluation_step(batch)`,
-`compute_metrics() -> dict`, `write_pictures(folder, source)`, and `metadata() -> dict` to keep with the weights. A
-loader has a length, `source`, and `epoch(number, start)`, which yields batches; the loop never looks inside one.
+`compute_metrics() -> dict`, `draw_samples(path, source)` and `write_pictures(folder, source)`, which return what they
+drew by name, and `metadata() -> dict` to keep with the weights. A loader has a length, `source`, and
+`epoch(number, start)`, which yields batches; the loop never looks inside one.
 """
 
 import logging
@@ -49,7 +50,7 @@ def fit(
     progress, started = session.progress, time.perf_counter() - session.progress.wall_seconds
     task.model = session.trained
     if session.trainer.compile:
-        task.model.compile()
+        getattr(session.model, "compile_backbone", task.model.compile)()
 
     with StopSignals() as stop:
 
@@ -82,14 +83,17 @@ def fit(
             if rank() == 0:
                 run.write_metrics(progress.history)
             reporter.epoch(progress.history[-1])
+            if rank() == 0:
+                drawn = task.draw_samples(run.path / f"samples/epoch_{progress.epoch:04}.png", val_loader.source)
+                reporter.pictures(drawn, progress.epoch)
         checkpoints.finish()
 
         barrier()  # until the first process has written the best weights
         load_full_weights(session.model, read_checkpoint(run.best))
         metrics = evaluate(task, val_loader, session.precision, reporter, session.model, stop_if_asked)
         if rank() == 0:
-            reporter.pictures([curves_picture(run.path / "curves.png", progress.history)])
-            reporter.pictures(task.write_pictures(run.path, val_loader.source))
+            drawn = {"curves": curves_picture(run.path / "curves.png", progress.history)}
+            reporter.pictures(drawn | task.write_pictures(run.path, val_loader.source), progress.epoch)
     return {
         "epochs": len(progress.history),
         "steps": progress.step,

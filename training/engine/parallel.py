@@ -51,6 +51,8 @@ def replicate(model: nn.Module, trainer: TrainerSettings) -> nn.Module:
     """What trains a copy of the model in each process: its forward is the model's, its backward adds up gradients."""
     if world_size() == 1:
         return model
+    if trainer.sync_batchnorm and next(model.parameters()).is_cuda:  # PyTorch has it for GPUs alone
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # In their first layers, pictures that lie channels last meet weights that do not, of which DDP warns at length.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=trainer.accumulation_steps == 1)

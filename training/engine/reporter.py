@@ -9,8 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# Columns that metrics.csv and the loggers have, and the console leaves out.
+from .curves import METRICS
+
+# Beginnings of columns that metrics.csv and the loggers have, and the console leaves out.
 FOR_FILES = ("grad_norm", "bad_steps", "data_wait", "step_ms_p50", "step_ms_p95", "peak_memory_bytes")
+FOR_FILES += ("box_ap75", "box_ap_", "box_ar", "mask_ap75", "mask_ap_", "mask_ar")
+FOR_FILES += ("sq", "rq", "pq_", "pixel_accuracy", "boundary_iou")
 LINE_SECONDS = 60  # between two lines about one epoch, where there is no terminal for a bar
 
 
@@ -70,7 +74,7 @@ class Reporter:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line of the table, with a heading before the first."""
-        shown = {name: value for name, value in row.items() if name not in FOR_FILES}
+        shown = {name: value for name, value in row.items() if not name.removeprefix("ema_").startswith(FOR_FILES)}
         if self._columns != tuple(shown):
             self._columns = tuple(shown)
             self.note("  ".join(f"{_heading(name):>10}" for name in shown))
@@ -78,9 +82,10 @@ class Reporter:
         for logger in self.loggers:
             logger.epoch(row)
 
-    def pictures(self, paths: list[Path]) -> None:
+    def pictures(self, paths: dict[str, Path], epoch: int) -> None:
+        """Files by name, as they are after an epoch."""
         for logger in self.loggers:
-            logger.pictures(paths)
+            logger.pictures(paths, epoch)
 
     def finish(self, summary: dict[str, Any]) -> None:
         for logger in self.loggers:
@@ -111,7 +116,7 @@ def _heading(name: str) -> str:
 def _format(name: str, value: Any) -> str:
     if isinstance(value, int):
         return str(value)
-    if "top" in name:
+    if name.removeprefix("ema_").startswith(("top", "mean_acc", *METRICS)):
         return f"{100 * value:.2f} %"
     if name == "lr":
         return f"{value:.2e}"

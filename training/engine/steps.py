@@ -62,7 +62,8 @@ def train_epoch(
 
     clock = saved = time.perf_counter()
     title = f"epoch {progress.epoch + 1}/{trainer.epochs}"
-    with profiled(run.path / "profile.json" if trainer.profile and rank() == 0 else None) as profiler:
+    trace = run.path / "profile.json" if trainer.profile and rank() == 0 else None
+    with profiled(trace, session.model, session.device) as profiler:
         for _ in reporter.bar(range(steps), steps, title, session.images_per_step, session):
             session.schedule.step_update(progress.step)
             loss, waited = torch.zeros((), device=session.device), 0.0

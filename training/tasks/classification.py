@@ -34,6 +34,7 @@ class Classification(nn.Module):
     """
 
     metric = "top1"  # what the best checkpoint is best in
+    target = None  # labels, rather than a kind of targets that `training.annotation` names
     trains = True  # rather than being evaluated alone
     whole_checkpoint = False  # its checkpoints are a backbone's, rather than to be loaded by `load_weights`
 
@@ -156,7 +157,11 @@ class Classification(nn.Module):
         """What to keep with the weights: the names of the classes, to classify a picture without the data."""
         return {"classes": json.dumps(self.classes)}
 
-    def write_pictures(self, folder: Path, source) -> list[Path]:
+    def draw_samples(self, path: Path, source) -> dict[str, Path]:
+        """None, epoch by epoch: what can be seen of a label is seen in the errors at the end."""
+        return {}
+
+    def write_pictures(self, folder: Path, source) -> dict[str, Path]:
         """confusion.png and errors.png of the last evaluation, which was of `source`."""
         indices, targets, ranked, confidence, _ = self._outcome
         predicted = ranked[:, 0]
@@ -169,10 +174,10 @@ class Classification(nn.Module):
         for i in wrong[:25].tolist():
             picture = source.picture(int(indices[i])).image()
             errors.append((picture, self.classes[targets[i]], self.classes[predicted[i]], float(confidence[i])))
-        return [
-            confusion_picture(folder / "confusion.png", confusion, self.classes),
-            errors_picture(folder / "errors.png", errors, wrong=len(wrong), total=len(targets)),
-        ]
+        return {
+            "confusion": confusion_picture(folder / "confusion.png", confusion, self.classes),
+            "errors": errors_picture(folder / "errors.png", errors, wrong=len(wrong), total=len(targets)),
+        }
 
     @torch.inference_mode()
     def predict(self, image: Tensor) -> list[tuple[str, float]]:
