@@ -72,7 +72,6 @@ class DetectorSettings:
                 "task.score_threshold must be from 0 to below 1, and task.positives between 0 and 1, but they are "
                 f"{self.score_threshold} and {self.positives}."
             )
-
         if self.finest_stride is None:
             self.finest_stride = 8 if self.one_stage else 4
 
