@@ -1,7 +1,6 @@
 """What is known of a picture by the tasks that find where things are, apart from its pixels.
 
-A target is a dictionary, which torchvision's v2 transforms change together with the picture. What it holds depends on
-what a task learns from:
+A target is a dictionary. What it holds depends on what a task learns from:
 
 - "boxes": `boxes` (N, 4), left, top, right and bottom in pixels; `labels` (N,); `crowd` (N,), true for a region of many
   objects that nobody counted; `area` (N,), in pixels, by which objects are called small or large;
@@ -12,7 +11,6 @@ what a task learns from:
 
 from torch import Tensor
 
-KINDS = ("boxes", "masks", "segments", "map")
 IGNORED = -1  # the label of pixels that are neither learned from nor counted
 
 Target = dict[str, Tensor]

@@ -34,7 +34,7 @@ class AnnotatedPictures:
         """(picture, target, index). Raises BadImageError."""
         sample = self.source.picture(index), self.source.target(index)
         image, target = decoded(*sample) if self.transform is None else self.transform(*sample, self._another)
-        return image, {name: value.as_subclass(Tensor) for name, value in target.items()}, index
+        return image, target, index
 
     def collate(self, samples: list[tuple[Tensor, Target, int]]) -> DenseBatch:
         images, targets, indices = zip(*samples)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import masks_to_boxes
 
 from ...annotation import Target
 from ..decode import Picture
 from ..digits import digits
+from .geometry import boxes_around
 from .settings import DenseSettings, DenseSource
 
 TEXTURES = ("stripes", "checks", "grain")
@@ -77,8 +77,7 @@ class ScenesSource:
             labels = torch.cat([labels, stuff])
         target = {"labels": labels, "crowd": torch.zeros(len(labels), dtype=torch.bool)}
         if self.kind in ("boxes", "masks"):
-            boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # right and bottom are beyond
-            target |= {"boxes": boxes, "area": masks.sum((1, 2)).float()}
+            target |= {"boxes": boxes_around(masks.to(torch.uint8)).float(), "area": masks.sum((1, 2)).float()}
         return target if self.kind == "boxes" else target | {"masks": masks.to(torch.uint8)}
 
     def _compose(self, index: int) -> Scene:

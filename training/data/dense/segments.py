@@ -8,12 +8,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import masks_to_boxes
 
 from backbones.errors import first_line
 
 from ...annotation import Target
 from ..decode import BadImageError
+from .geometry import boxes_around
 
 T = TypeVar("T")
 NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one number per pixel; P: of the palette
@@ -81,12 +81,11 @@ def target_of_segments(numbers: np.ndarray, segments: list[tuple[int, int, bool]
     masks = torch.from_numpy(numbers == np.array(values, dtype=numbers.dtype)[:, None, None])
     area = masks.sum((1, 2))
     seen = area > 0
-    masks = masks[seen]
+    masks = masks[seen].to(torch.uint8)
     target = {
         "labels": torch.tensor(labels, dtype=torch.int64)[seen],
         "crowd": torch.tensor(crowd, dtype=torch.bool)[seen],
     }
     if kind != "segments":
-        beyond = torch.tensor([0.0, 0.0, 1.0, 1.0])
-        target |= {"boxes": masks_to_boxes(masks).float() + beyond, "area": area[seen].float()}
-    return target if kind == "boxes" else target | {"masks": masks.to(torch.uint8)}
+        target |= {"boxes": boxes_around(masks).float(), "area": area[seen].float()}
+    return target if kind == "boxes" else target | {"masks": masks}
