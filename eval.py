@@ -135,8 +135,7 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
         task.scoring = Scoring(source)
 
     if first:
-        folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = output_folder(folder)
     bad_images.reasons.clear()
     started = time.perf_counter()
     metrics = evaluate(task, loader_of(source, rank=rank(), processes=world_size()), precision, reporter)
@@ -163,6 +162,13 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
     )
 
 
+def output_folder(folder: Path | None) -> Path:
+    """The folder, or a new one under runs/eval; it is there."""
+    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def classify(task, config, file: str) -> None:
     """Print the likeliest classes of one picture."""
     try:
@@ -180,8 +186,7 @@ def find(task, config, file: Path, folder: Path | None) -> None:
     except BadImageError as error:
         raise InputError(f"The picture {file} cannot be read ({error}).") from error
     prediction = task.predict(image.to(choose_device(config.trainer.device)))
-    folder = folder or RunFolder.new_by_time(Path("runs/eval")).path
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
     names = [f"{file.stem}_{config.task['name']}.png", f"{file.stem}_{config.task['name']}.json"]
     task.drawn(image, prediction).save(folder / names[0])
     found = dict(image=str(file), height=image.shape[1], width=image.shape[2], found=task.listed(prediction))
