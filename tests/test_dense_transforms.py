@@ -21,7 +21,6 @@ from training.data.dense.geometry import nearest
 from training.data.dense.settings import DenseSettings
 from training.data.dense.transforms import decoded, training_transform
 from training.seeding import seed_everything
-from training.tasks.dense.preparation import evaluation_size
 
 
 @dataclass
@@ -403,23 +402,6 @@ def test_evaluation_changes_nothing(kind):
         image, found = decoded(picture, target)
         assert image.shape == (channels, 31, 47) and (image == torch.from_numpy(values)).all()
         assert same((image, found), (image, target))
-
-
-def test_size_at_evaluation():
-    assert evaluation_size(480, 640, 800, 1333) == (800, 1067)  # as detectron2 says
-    assert evaluation_size(640, 427, 800, 1333) == (1199, 800)
-    assert evaluation_size(100, 1000, 800, 1333) == (133, 1333)
-    assert evaluation_size(100, 1000, 800, None) == (800, 8000)
-    assert evaluation_size(1, 5000, 32, 64) == (1, 64)
-    for _ in range(2000):
-        height, width, img_size = (random.randint(1, 3000) for _ in range(3))
-        max_size = random.randint(img_size, 4000)
-        found = evaluation_size(height, width, img_size, max_size)
-        assert min(found) == img_size or max(found) == max_size
-        assert min(found) <= img_size and max(found) <= max_size
-        for side, old in zip(found, (height, width)):
-            exact = old * min(img_size / min(height, width), max_size / max(height, width))
-            assert abs(side - exact) <= 0.5 + 1e-6 or side == 1
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,11 @@ ALLOWED = {
     "training": TORCH | {"PIL", "yaml", "rich", "matplotlib", "safetensors", "backbones", "training"},
     "training/data": TORCH
     | {"PIL", "simplejpeg", "sklearn", "datasets", "filelock", "tqdm"}
-    | {"backbones.errors", "training.annotation", "training.data", "training.seeding", "faster_coco_eval"},
+    | {"backbones.errors", "training.data", "faster_coco_eval"}
+    | {"training.annotation", "training.resizing", "training.seeding"},
     "training/tasks": TORCH
-    | {"PIL", "matplotlib", "backbones.errors", "training.annotation", "training.tasks", "training.distributed"}
-    | {"PIL", "matplotlib", "backbones.errors", "training.annotation", "training.tasks", "training.distributed"}
+    | {"PIL", "matplotlib", "backbones.errors", "training.tasks", "training.distributed"}
+    | {"training.annotation", "training.resizing"}
     | {"segmentation_models_pytorch", "faster_coco_eval", "transformers", "peft"},
     "training/engine": TORCH
     | {"PIL", "matplotlib", "rich", "wandb", "safetensors", "tensorboard"}

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import backbones
 from backbones import InputError
 from training.annotation import IGNORED
+from training.resizing import resized_size
 from training.tasks.dense import SemanticSegmentation
 from training.tasks.dense.decoders import WithAuxiliary, build_segmentation_model
-from training.tasks.dense.preparation import batched, evaluation_size, padded_maps, resized
+from training.tasks.dense.preparation import batched, padded_maps, resized
 from training.tasks.dense.segmenter import InferenceSettings, Segmenter
 
 fast = settings(max_examples=40, deadline=None)
@@ -83,21 +84,6 @@ def test_pictures_side_by_side_are_normalised_and_filled_up(sizes, channels, flo
             ) / std[channel]
     torch.testing.assert_close(batch, expected)
     assert all(torch.equal(a, b) for a, b in zip(images, kept))
-
-
-@fast
-@given(height=st.integers(1, 3000), width=st.integers(1, 3000), side=st.integers(1, 1000), more=st.integers(0, 999))
-def test_the_size_in_evaluation_is_that_of_the_short_side_within_the_limit(height, width, side, more):
-    free = evaluation_size(height, width, side, None)
-    assert min(free) == side and abs(max(free) - side * max(height, width) / min(height, width)) <= 0.5 + 1e-6
-    limited = evaluation_size(height, width, side, side + more)
-    assert max(limited) <= side + more and min(limited) >= 1
-    if max(free) <= side + more:
-        assert limited == free
-    else:
-        assert max(limited) == side + more
-        assert min(limited) == 1 or abs(min(limited) - (side + more) * min(height, width) / max(height, width)) <= 0.5
-    assert evaluation_size(width, height, side, side + more) == limited[::-1]
 
 
 def test_maps_are_filled_up_where_there_is_no_label():
@@ -189,8 +175,8 @@ def by_loops(model, image, slide, scales, flip) -> torch.Tensor:
     """The mean probabilities over sizes and sides, of the mean logits over windows."""
     seen = []
     for scale in scales:
-        height, width = evaluation_size(*image.shape[1:], model.img_size, model.max_size)
-        scaled = resized(image, (max(1, round(scale * height)), max(1, round(scale * width))))
+        preparation = model.preparation
+        scaled = resized(image, resized_size(*image.shape[1:], preparation.img_size, preparation.max_size, scale))
         height, width = scaled.shape[1:]
         for flipped in (False, True) if flip else (False,):
             view = torch.flip(scaled, [2]) if flipped else scaled
@@ -202,7 +188,7 @@ def by_loops(model, image, slide, scales, flip) -> torch.Tensor:
             for top in tops:
                 for left in lefts:
                     window = view[:, top : top + side, left : left + side]
-                    batch = batched([window], model.mean, model.std)
+                    batch = batched([window], preparation.mean, preparation.std)
                     logits = F.interpolate(model.network(batch), batch.shape[2:], mode="bilinear")[0]
                     for y in range(window.shape[1]):
                         for x in range(window.shape[2]):

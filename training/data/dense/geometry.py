@@ -27,17 +27,6 @@ Window = tuple[int, int, int, int]  # top, left, height and width, in pixels
 PER_OBJECT = ("boxes", "labels", "crowd", "area", "masks")
 
 
-def scaled(height: int, width: int, short_side: int, max_size: int | None = None, factor: float = 1.0) -> Size:
-    """The size whose short side is `short_side` or whose long side is `max_size`, the smaller one, times `factor`.
-
-    Rounded to the nearest, and up in between, as by detectron2 and mmdetection; never below 1.
-    """
-    scale = short_side / min(height, width)
-    if max_size is not None:
-        scale = min(scale, max_size / max(height, width))
-    return max(1, int(height * scale * factor + 0.5)), max(1, int(width * scale * factor + 0.5))
-
-
 def random_window(size: Size, crop: Size) -> Window:
     """A window of the size `crop` anywhere in a picture; as high or wide as the picture where that is less."""
     height, width = min(size[0], crop[0]), min(size[1], crop[1])

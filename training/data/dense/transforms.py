@@ -14,10 +14,11 @@ from torchvision.transforms import v2
 from backbones.errors import InputError
 
 from ...annotation import IGNORED, Target
+from ...resizing import resized_size
 from ..decode import Picture
 from .augment import DenseAugmentSettings
 from .copy_paste import paste
-from .geometry import Sample, Size, Window, flip, nearest, pad, random_window, resize_and_crop, scaled
+from .geometry import Sample, Size, Window, flip, nearest, pad, random_window, resize_and_crop
 from .settings import DenseSettings
 
 Other = Callable[[], tuple[Picture, Target]]
@@ -74,12 +75,12 @@ class TrainingTransform:
         augment = self.augment
         image, target = decoded(picture, target)
         if augment.first_sides and random.random() < 0.5:
-            size = scaled(*image.shape[-2:], random.choice(augment.first_sides))
+            size = resized_size(*image.shape[-2:], random.choice(augment.first_sides))
             low, high = augment.first_crop
             crop = [random.randint(min(low, side), min(high, side)) for side in size]
             image, target = resize_and_crop(image, target, size, random_window(size, crop))
         factor = random.uniform(*augment.jitter) if augment.jitter else 1.0
-        size = scaled(*image.shape[-2:], random.choice(self.short_sides), self.max_size, factor)
+        size = resized_size(*image.shape[-2:], random.choice(self.short_sides), self.max_size, factor)
         image, target = resize_and_crop(image, target, size, self._window(size, target))
         if random.random() < augment.hflip:
             image, target = flip(image, target)

@@ -13,7 +13,7 @@ from backbones.errors import InputError
 
 from ...annotation import Target
 from .model import BackboneLayers
-from .preparation import batched, evaluation_size, resized
+from .preparation import Preparation
 
 BEYOND = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the right and bottom of a box are those of its last pixels
 
@@ -64,8 +64,7 @@ class QuerySegmenter(BackboneLayers):
 
     Args:
         things: whether the objects of a label are counted, for panoptic maps; None for objects that may overlap.
-        data: `mean` and `std` of each channel, for pixels in [0, 1]; `img_size` and `max_size`, the short side at
-            evaluation and the limit of the long one, in pixels.
+        data: as `Preparation` reads it.
     """
 
     def __init__(
@@ -80,9 +79,7 @@ class QuerySegmenter(BackboneLayers):
         super().__init__()
         self.network = _mask2former(backbone, neck, num_classes, settings)
         self.settings, self.things, self.num_classes = settings, things, num_classes
-        self.img_size, self.max_size = data.img_size, data.max_size
-        self.register_buffer("mean", 255 * torch.tensor(data.mean), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(data.std), persistent=False)
+        self.preparation = Preparation(data)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None):
         """Losses by name in training.
@@ -92,7 +89,7 @@ class QuerySegmenter(BackboneLayers):
         """
         if not self.training:
             return [self._predict(image) for image in images]
-        batch = batched(images, self.mean, self.std)
+        batch = self.preparation(images)
         masks, labels = [], []
         for target in targets:
             kept = ~target["crowd"]
@@ -103,8 +100,8 @@ class QuerySegmenter(BackboneLayers):
 
     def _predict(self, image: Tensor) -> dict[str, Tensor]:
         size = image.shape[1:]
-        scaled = resized(image, evaluation_size(*size, self.img_size, self.max_size))
-        batch = batched([scaled], self.mean, self.std)
+        scaled = self.preparation.resized(image)
+        batch = self.preparation([scaled])
         output = self.network(batch)
         probabilities = output.class_queries_logits[0].float().softmax(-1)
         masks = F.interpolate(output.masks_queries_logits.float(), batch.shape[2:], mode="bilinear")

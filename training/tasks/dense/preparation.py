@@ -2,7 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ...resizing import resized_size
 
 DIVISOR = 32  # pixels; sides are filled up to multiples of it, so that maps of all strides fit one another
 
@@ -26,15 +28,27 @@ def batched(images: list[Tensor], mean: Tensor, std: Tensor) -> Tensor:
     return batch
 
 
-def evaluation_size(height: int, width: int, short_side: int, limit: int | None) -> tuple[int, int]:
-    """(height, width) of a picture when its short side is resized, or its long one to the limit if that is smaller.
+class Preparation(nn.Module):
+    """How pictures become a network's input.
 
-    Pixels are rounded to the nearest number, and up in between, as detection toolboxes do.
+    Args:
+        data: `mean` and `std` of each channel, for pixels in [0, 1]; `img_size` and `max_size`, the short side at
+            evaluation and the limit of the long one, in pixels.
     """
-    scale = short_side / min(height, width)
-    if limit is not None:
-        scale = min(scale, limit / max(height, width))
-    return max(1, int(scale * height + 0.5)), max(1, int(scale * width + 0.5))
+
+    def __init__(self, data):
+        super().__init__()
+        self.img_size, self.max_size = data.img_size, data.max_size
+        self.register_buffer("mean", 255 * torch.tensor(data.mean), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(data.std), persistent=False)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """As `batched`."""
+        return batched(images, self.mean, self.std)
+
+    def resized(self, image: Tensor, factor: float = 1.0) -> Tensor:
+        """A picture (channels, H, W) at the size for evaluation times a factor, as float."""
+        return resized(image, resized_size(*image.shape[1:], self.img_size, self.max_size, factor))
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

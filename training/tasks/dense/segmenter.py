@@ -12,7 +12,7 @@ from backbones.errors import InputError
 from ...annotation import IGNORED, Target
 from .decoders import SegmentationModel
 from .model import BackboneLayers
-from .preparation import batched, evaluation_size, padded_maps, resized
+from .preparation import Preparation, padded_maps
 
 
 @dataclass
@@ -43,8 +43,7 @@ class Segmenter(BackboneLayers):
 
     Args:
         network: normalised pictures to logits at a fraction of their size, in training perhaps also auxiliary ones.
-        data: `mean` and `std` of each channel, for pixels in [0, 1]; `img_size` and `max_size`, the short side at
-            evaluation and the limit of the long one, in pixels.
+        data: as `Preparation` reads it.
         aux_weight: of the auxiliary logits' loss.
     """
 
@@ -57,15 +56,13 @@ class Segmenter(BackboneLayers):
     ):
         super().__init__()
         self.network, self.inference, self.aux_weight = network, inference, aux_weight
-        self.img_size, self.max_size = data.img_size, data.max_size
-        self.register_buffer("mean", 255 * torch.tensor(data.mean), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(data.std), persistent=False)
+        self.preparation = Preparation(data)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None):
         """Losses by name in training. Else for each picture a `map` (H, W), its pixels' likeliest labels."""
         if not self.training:
             return [{"map": self.probabilities(image).argmax(0)} for image in images]
-        batch = batched(images, self.mean, self.std)
+        batch = self.preparation(images)
         maps = padded_maps([target["map"] for target in targets], *batch.shape[2:], value=IGNORED)
         output = self.network(batch)
         if isinstance(output, Tensor):
@@ -77,8 +74,7 @@ class Segmenter(BackboneLayers):
         """Of each class at each pixel of a picture, (classes, H, W)."""
         size, seen = image.shape[1:], []
         for scale in self.inference.scales:
-            height, width = evaluation_size(*size, self.img_size, self.max_size)
-            scaled = resized(image, (max(1, round(scale * height)), max(1, round(scale * width))))
+            scaled = self.preparation.resized(image, scale)
             for view in (scaled, scaled.flip(-1)) if self.inference.flip else (scaled,):
                 logits = self._logits(view)
                 logits = logits if view is scaled else logits.flip(-1)
@@ -88,7 +84,7 @@ class Segmenter(BackboneLayers):
     def _logits(self, image: Tensor) -> Tensor:
         """(classes, H, W) of a picture of the same size, seen as a whole or in windows."""
         _, height, width = image.shape
-        total, times = 0.0, torch.zeros(height, width, device=self.mean.device)
+        total, times = 0.0, torch.zeros(height, width, device=self.preparation.mean.device)
         for top, left, bottom, right in self._windows(height, width):
             logits = self._whole(image[:, top:bottom, left:right])
             around = (left, width - right, top, height - bottom)
@@ -109,7 +105,7 @@ class Segmenter(BackboneLayers):
                 yield max(0, bottom - side), max(0, right - side), bottom, right
 
     def _whole(self, image: Tensor) -> Tensor:
-        batch = batched([image], self.mean, self.std)
+        batch = self.preparation([image])
         logits = F.interpolate(self.network(batch), batch.shape[2:], mode="bilinear")
         return logits[0, :, : image.shape[1], : image.shape[2]]
 
