@@ -255,7 +255,7 @@ def test_what_is_read_after_mixed_precision_is_float():
         ({"inference": {"slide": 16}}, r"task.inference.slide must be null or at least 32 pixels .* 16 and \[1.0\]"),
         ({"inference": {"scales": []}}, r"scales positive numbers, but they are None and \[\]"),
         ({"inference": {"scales": [1.0, 0.0]}}, r"scales positive numbers"),
-        ({"inference": {"slides": 64}}, r"There is no option .*slides; there is: slide, scales, flip"),
+        ({"inference": {"slides": 64}}, r"There is no option task.inference.slides; there is: slide, scales, flip"),
         ({"decoder": "unet"}, r"task.decoder is 'unet', but must be one of upernet"),
         ({"decodr": "fpn"}, r"There is no option task.decodr; .* Did you mean decoder\?"),
         ({"neck": "none"}, r"at 4, 8, 8 and 8; add task.neck=simple_pyramid"),

@@ -85,16 +85,19 @@ def build_loaders(config, device: torch.device) -> tuple[Loader, Loader]:
 
 def splits_of(config) -> tuple:
     """The training and the validation split of the data, with what the task needs to know of each picture."""
-    check_data(config)
-    kind = task_class(config).target
-    return config.data.splits() if kind is None else config.data.splits(kind)
+    return config.data.splits(*_wanted(config))
 
 
 def evaluation_source(config):
     """What to evaluate on."""
+    return config.data.evaluation(*_wanted(config))
+
+
+def _wanted(config) -> tuple[str, ...]:
+    """What the data are asked for: nothing, for a class of each picture, else a kind of target."""
     check_data(config)
     kind = task_class(config).target
-    return config.data.evaluation() if kind is None else config.data.evaluation(kind)
+    return () if kind is None else (kind,)
 
 
 def evaluation_samples(config, source) -> LabelledPictures | AnnotatedPictures:
@@ -134,8 +137,7 @@ def build_task(config, classes: list[str], things: list[bool] | None = None, **b
                 f"{config.backbone['name']} takes pictures of at least {model.min_size} pixels, but data.img_size is "
                 "smaller."
             )
-        settings = getattr(config, "recipe", TeachingSettings())
-        build = partial(kind, model, classes, data.mean, data.std, settings, **options)
+        build = partial(kind, model, classes, data.mean, data.std, config.recipe, **options)
     else:
         model = build_backbone(config, dict(features_only=True, dense=kind.dense), backbone)
         freeze_stages(model, options.pop("frozen_stages", 0))

@@ -62,7 +62,7 @@ class SemanticSegmentation(DenseTask):
             auxiliary=settings.aux_weight > 0,
             dropout=settings.dropout,
         )
-        inference = settings_of(InferenceSettings, settings.inference)
+        inference = settings_of(InferenceSettings, settings.inference, "task.inference")
         return cls(Segmenter(network, data, inference, settings.aux_weight), classes)
 
     def record(self, index: int, prediction: dict[str, Tensor], target: Target):
