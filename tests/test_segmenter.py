@@ -41,8 +41,8 @@ class Pools(torch.nn.Module):
         return WithAuxiliary(logits, -logits[:, :, ::4, ::4]) if self.training and self.auxiliary else logits
 
 
-def segmenter(network=None, data=DATA, aux_weight: float = 0.4, **inference) -> Segmenter:
-    return Segmenter(network or Pools(), data, InferenceSettings(**inference), aux_weight)
+def segmenter(network=None, data=DATA, aux_weight: float = 0.4, weights=(1.0,) * 4, **inference) -> Segmenter:
+    return Segmenter(network or Pools(), data, InferenceSettings(**inference), aux_weight, torch.tensor(weights))
 
 
 def picture(height: int, width: int, channels: int = 1) -> torch.Tensor:
@@ -98,32 +98,34 @@ def test_maps_are_filled_up_where_there_is_no_label():
 # Losses
 
 
-def loss_by_loops(logits, maps) -> float:
-    """The mean of -log p over labelled pixels, of logits enlarged to the batch."""
+def loss_by_loops(logits, maps, weights) -> float:
+    """The mean of -log p over labelled pixels by their class's weight, of logits enlarged to the batch."""
     logits = F.interpolate(logits, maps.shape[1:], mode="bilinear").log_softmax(1).tolist()
     found = [
-        -logits[picture][label][y][x]
+        (-logits[picture][label][y][x], weights[label])
         for picture, rows in enumerate(maps.tolist())
         for y, row in enumerate(rows)
         for x, label in enumerate(row)
         if label != IGNORED
     ]
-    return sum(found) / len(found)
+    return sum(loss * weight for loss, weight in found) / sum(weight for _, weight in found)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (0.5, 3.0, 1.0, 20.0)])
 @pytest.mark.parametrize("auxiliary", [False, True])
 @pytest.mark.parametrize("sizes", [[(32, 64)], [(33, 50), (20, 70)], [(64, 31), (64, 64), (5, 5)]])
-def test_the_loss_is_the_cross_entropy_of_labelled_pixels(sizes, auxiliary):
+def test_the_loss_is_the_cross_entropy_of_labelled_pixels(sizes, auxiliary, weights):
     images, targets = [picture(*size) for size in sizes], [{"map": label_map(*size)} for size in sizes]
-    model = segmenter(Pools(auxiliary), aux_weight=0.3).train()
+    model = segmenter(Pools(auxiliary), aux_weight=0.3, weights=weights).train()
     losses = model(images, targets)
     batch = batched(images, torch.tensor([127.5]), torch.tensor([63.75]))
     maps = padded_maps([target["map"] for target in targets], *batch.shape[2:], IGNORED)
     output = model.network(batch)
     if auxiliary:
-        assert losses["aux_loss"].item() == pytest.approx(0.3 * loss_by_loops(output.aux_logits, maps), rel=1e-4)
+        expected = 0.3 * loss_by_loops(output.aux_logits, maps, weights)
+        assert losses["aux_loss"].item() == pytest.approx(expected, rel=1e-4)
         output = output.logits
-    assert losses["loss"].item() == pytest.approx(loss_by_loops(output, maps), rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(loss_by_loops(output, maps, weights), rel=1e-4)
     assert set(losses) == ({"loss", "aux_loss"} if auxiliary else {"loss"})
     # Twice the same pictures, or pictures without labels beside them, are as much to learn.
     more = [*images, picture(30, 20), *images]
@@ -258,6 +260,11 @@ def test_what_is_read_after_mixed_precision_is_float():
         ({"inference": {"slides": 64}}, r"There is no option task.inference.slides; there is: slide, scales, flip"),
         ({"decoder": "unet"}, r"task.decoder is 'unet', but must be one of upernet"),
         ({"decodr": "fpn"}, r"There is no option task.decodr; .* Did you mean decoder\?"),
+        (
+            {"class_weights": [1.0, 2.0, 3.0]},
+            r"a positive number for each of the 4 classes \(a, b, c, …\), but is \[1.0,",
+        ),
+        ({"class_weights": [1.0, 2.0, 3.0, 0]}, r"task.class_weights must be null or a positive number"),
         ({"neck": "none"}, r"at 4, 8, 8 and 8; add task.neck=simple_pyramid"),
         ({"aux_weight": "much"}, r"task.aux_weight is 'much', but must be of the type float"),
     ],

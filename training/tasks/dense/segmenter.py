@@ -45,6 +45,7 @@ class Segmenter(BackboneLayers):
         network: normalised pictures to logits at a fraction of their size, in training perhaps also auxiliary ones.
         data: as `Preparation` reads it.
         aux_weight: of the auxiliary logits' loss.
+        class_weights: of the classes' pixels in the losses, (classes,).
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Segmenter(BackboneLayers):
         data,
         inference: InferenceSettings,
         aux_weight: float,
+        class_weights: Tensor,
     ):
         super().__init__()
         self.network, self.inference, self.aux_weight = network, inference, aux_weight
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.preparation = Preparation(data)
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None):
@@ -111,6 +114,7 @@ class Segmenter(BackboneLayers):
 
     def _loss(self, logits: Tensor, maps: Tensor) -> Tensor:
         logits = F.interpolate(logits, maps.shape[1:], mode="bilinear").float()
-        # The mean over labelled pixels, and 0 rather than no number where there are none.
-        total = F.cross_entropy(logits, maps, ignore_index=IGNORED, reduction="sum")
-        return total / (maps != IGNORED).sum().clamp(min=1)
+        # The mean over labelled pixels by weight, and 0 rather than no number where there are none.
+        total = F.cross_entropy(logits, maps, self.class_weights, ignore_index=IGNORED, reduction="sum")
+        weights = self.class_weights[maps.clamp(min=0)] * (maps != IGNORED)
+        return total / weights.sum().clamp(min=torch.finfo().tiny)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from backbones.errors import InputError
+
 from ...annotation import Target
 from .decoders import build_segmentation_model
 from .metrics import segmentation
@@ -28,6 +30,8 @@ class SemanticSettings:
         width: channels of the decoder; None is its usual number.
         aux_weight: of the loss of an auxiliary head on the third map; 0 has none.
         dropout: of channels before the last layer.
+        class_weights: how much a pixel of each class counts in the loss, in the order of the classes: more where a
+            class is rare. None: all the same.
         inference: how a picture is looked at in evaluation.
     """
 
@@ -36,6 +40,7 @@ class SemanticSettings:
     width: int | None = None
     aux_weight: float = 0.4
     dropout: float = 0.1
+    class_weights: list[float] | None = None
     inference: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,7 +68,8 @@ class SemanticSegmentation(DenseTask):
             dropout=settings.dropout,
         )
         inference = settings_of(InferenceSettings, settings.inference, "task.inference")
-        return cls(Segmenter(network, data, inference, settings.aux_weight), classes)
+        weights = _weights(settings.class_weights or [1.0] * len(classes), classes)
+        return cls(Segmenter(network, data, inference, settings.aux_weight, weights), classes)
 
     def record(self, index: int, prediction: dict[str, Tensor], target: Target):
         return segmentation.record(index, prediction["map"], target["map"], len(self.classes))
@@ -101,3 +107,12 @@ class SemanticSegmentation(DenseTask):
             for label in order.tolist()
             if counts[label]
         ]
+
+
+def _weights(weights: list[float], classes: list[str]) -> Tensor:
+    if len(weights) != len(classes) or min(weights) <= 0:
+        raise InputError(
+            f"task.class_weights must be null or a positive number for each of the {len(classes)} classes "
+            f"({', '.join(classes[:3])}, …), but is {weights}."
+        )
+    return torch.tensor(weights, dtype=torch.float32)
