@@ -196,7 +196,7 @@ def test_as_many_digits_as_are_asked_for_in_the_sizes_that_are_asked_for():
         ({"seed": -1}, r"noise, seed and degrees must not be negative"),
         ({"degrees": -5.0}, r"noise, seed and degrees must not be negative"),
         ({"val_scenes": 0}, r"train_scenes and val_scenes must be at least 1"),
-        ({"max_size": 95}, r"max_size must not be below img_size"),
+        ({"max_size": 63}, r"max_size must not be below img_size"),
     ],
 )
 def test_settings_that_cannot_work(options, said):

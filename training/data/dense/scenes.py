@@ -16,7 +16,7 @@ from .settings import DenseSettings, DenseSource
 
 TEXTURES = ("stripes", "checks", "grain")
 CLASSES = [*map(str, range(10)), *TEXTURES]
-LEAST_SEEN = 0.7  # share of an object's pixels that others must leave visible
+LEAST_SEEN = 0.85  # share of an object's pixels that others must leave visible
 
 
 class Scene(NamedTuple):
@@ -142,14 +142,14 @@ def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> np
         pattern = along // (period / 2) % 2
         pattern = pattern if name == "stripes" else (pattern + across // (period / 2)) % 2
     colour = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3).astype(np.float32)
-    return colour + rng.uniform(0.08, 0.16) * (pattern[..., None] - 0.5)
+    return colour + rng.uniform(0.1, 0.22) * (pattern[..., None] - 0.5)
 
 
 def _ink(rng: np.random.Generator, lightness: float) -> np.ndarray:
     """A colour that is clearly lighter or darker than what is behind."""
     lighter = lightness < 0.3 or (lightness < 0.7 and rng.random() < 0.5)
-    contrast = rng.uniform(0.4, 1.0) * ((1 - lightness) if lighter else lightness)
-    return lightness + max(contrast, 0.3) * (1 if lighter else -1) + rng.uniform(-0.1, 0.1, 3)
+    contrast = rng.uniform(0.6, 1.0) * ((1 - lightness) if lighter else lightness)
+    return lightness + max(contrast, 0.4) * (1 if lighter else -1) + rng.uniform(-0.1, 0.1, 3)
 
 
 @dataclass
@@ -170,15 +170,15 @@ class DigitScenes(DenseSettings):
     """
 
     name: str = "digit_scenes"
-    img_size: int = 96
+    img_size: int = 64
     channels: int = 1
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.25])
     workers: int = 1
-    size: list[int] = field(default_factory=lambda: [96, 128])
-    objects: list[int] = field(default_factory=lambda: [2, 8])
-    scale: list[float] = field(default_factory=lambda: [18.0, 46.0])
-    degrees: float = 20.0
+    size: list[int] = field(default_factory=lambda: [64, 96])
+    objects: list[int] = field(default_factory=lambda: [2, 4])
+    scale: list[float] = field(default_factory=lambda: [24.0, 42.0])
+    degrees: float = 15.0
     noise: float = 0.02
     train_scenes: int = 2000
     val_scenes: int = 200

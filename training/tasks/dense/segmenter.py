@@ -45,7 +45,8 @@ class Segmenter(BackboneLayers):
         network: normalised pictures to logits at a fraction of their size, in training perhaps also auxiliary ones.
         data: as `Preparation` reads it.
         aux_weight: of the auxiliary logits' loss.
-        class_weights: of the classes' pixels in the losses, (classes,).
+        class_weights: of the classes' pixels in the losses, (classes,). A class that counts more than another is also
+            taken to be likelier, by the same factor, and predictions are corrected for it.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Segmenter(BackboneLayers):
             for view in (scaled, scaled.flip(-1)) if self.inference.flip else (scaled,):
                 logits = self._logits(view)
                 logits = logits if view is scaled else logits.flip(-1)
+                logits = logits - self.class_weights.log()[:, None, None]
                 seen.append(F.interpolate(logits[None], size, mode="bilinear")[0].float().softmax(0))
         return torch.stack(seen).mean(0) if len(seen) > 1 else seen[0]
 

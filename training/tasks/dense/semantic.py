@@ -31,7 +31,7 @@ class SemanticSettings:
         aux_weight: of the loss of an auxiliary head on the third map; 0 has none.
         dropout: of channels before the last layer.
         class_weights: how much a pixel of each class counts in the loss, in the order of the classes: more where a
-            class is rare. None: all the same.
+            class is rare, so that it is learned sooner; predictions are corrected for it. None: all the same.
         inference: how a picture is looked at in evaluation.
     """
 
