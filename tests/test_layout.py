@@ -15,6 +15,9 @@ TORCH = {"torch", "torchvision", "timm", "numpy"}
 ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
     "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "backbones"},
+    "backbones/explain": TORCH
+    | {"PIL", "matplotlib", "yaml"}
+    | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
@@ -73,6 +76,11 @@ def test_triton_is_imported_at_the_first_launch():
     names = {".".join(("backbones", *p.with_suffix("").parts)) for p in kernels}
     code = f"import sys, backbones; print({names} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "set()"
+
+
+def test_matplotlib_is_imported_where_something_is_drawn():
+    code = "import sys, backbones, backbones.__main__, backbones.explain; print('matplotlib' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "False"
 
 
 def test_the_wheel_holds_the_zoo_and_nothing_else(tmp_path):

@@ -170,9 +170,9 @@ def _places(module: nn.Module, x: Tensor, *args: Any) -> Iterator[Place]:
         case HiLoAttention():
             side = module.window_size
             if module.high_heads:
-                yield Place(f"Hi-Fi, window of {side} × {side}", module.high_heads, "high_qkv", 3, "high_proj")
+                yield Place(f"Hi-Fi heads, window of {side} × {side}", module.high_heads, "high_qkv", 3, "high_proj")
             if module.low_heads:
-                title = f"Lo-Fi, means of {side} × {side}" if side > 1 else "Lo-Fi, all tokens"
+                title = f"Lo-Fi heads, means of {side} × {side}" if side > 1 else "Lo-Fi heads, all tokens"
                 yield Place(title, module.low_heads, "low_kv", 2, "low_proj", side)
         case LinearAttention():
             yield Place("linear, all tokens", module.num_heads)

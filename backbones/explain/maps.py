@@ -30,7 +30,8 @@ def grad_cam(model: Backbone, image: Tensor, label: int, stage: int = -1) -> Ten
 def receptive_field(model: Backbone, images: Tensor, stage: int = -1) -> Tensor:
     """How strongly each pixel moves the middle of a stage's map (arXiv:1701.04128), (H, W), adding up to 1.
 
-    That is the size of the gradient of the middle token's summed channels, added up over the colours and the images.
+    That is the size of the gradient of the middle token's summed channels (of the middle two, where their number along
+    an axis is even), added up over the colours and the images.
 
     Args:
         images: (B, channels, H, W); the more, the less it depends on what is in them.
@@ -40,7 +41,8 @@ def receptive_field(model: Backbone, images: Tensor, stage: int = -1) -> Tensor:
         image = image.detach().requires_grad_()
         with torch.enable_grad():
             (features,) = model.forward_intermediates(image, [stage], intermediates_only=True)
-            middle = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
+            rows, columns = (slice((side - 1) // 2, side // 2 + 1) for side in features.shape[2:])
+            middle = features[0, :, rows, columns]
             (grad,) = torch.autograd.grad(middle.sum(), image)
         total += grad[0].abs().sum(0)
     return total / total.sum()

@@ -14,7 +14,7 @@ from .subject import Subject, View
 
 HEAT, NORMS = "plasma", "viridis"
 LEAST = 1e-12  # weights below, such as those behind a mask, are none
-SMALL_REACH = 0.4  # what is seen on less of the picture's sides is shown enlarged as well
+SMALL_REACH = 0.2  # what is seen on less of the picture's sides is shown enlarged as well
 TITLE, CAPTION = dict(fontsize=11.5), dict(fontsize=9.5, color="#333333")
 
 
@@ -34,8 +34,7 @@ def draw_answer(axes: Axes, subject: Subject, probabilities: Tensor, label: int)
     places = range(len(ranked))
     axes.barh(places, shares, color=["#d95f02" if i == label else "#9ecae1" for i in ranked], height=0.42)
     for place, i, share in zip(places, ranked, shares):
-        name = subject.classes[i]
-        axes.text(0, place - 0.3, f"{name if len(name) < 34 else name[:33] + '…'}  {share:.1%}", fontsize=11)
+        axes.text(0, place - 0.3, f"{_short(subject.classes[i])}  {share:.1%}", fontsize=11)
     axes.set(xlim=(0, 1), ylim=(4.6, -0.7), yticks=[], xticks=[0, 0.5, 1], xticklabels=["0 %", "50 %", "100 %"])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title("Its answer: likeliest classes", **TITLE)
@@ -52,7 +51,7 @@ def draw_cam(axes: Axes, view: View, cam: Tensor, name: str) -> None:
     heat = ScalarMappable(Normalize(0, 1), HEAT).to_rgba(share)
     heat[..., 3] = 0.35 + 0.4 * share  # the picture shows where little speaks for the class
     axes.imshow(heat, extent=(0, width, height, 0))
-    _frame(axes, view, f"Grad-CAM: what speaks for “{name}”")
+    _frame(axes, view, f"Grad-CAM: what speaks for “{_short(name)}”")
     rows, columns = cam.shape
     nothing = "" if largest > 0 else "; nothing speaks for it"
     axes.set_xlabel(f"interpolated from the {rows} × {columns} tokens of the last stage{nothing}", **CAPTION)
@@ -95,7 +94,7 @@ def draw_attention(axes: Axes, view: View, found: Attention, point: tuple[float,
     _frame(axes, view, f"Stage {found.stage + 1}, block {found.block + 1}:\n{found.title}")
     _enlarge(axes, view, draw, seen, point, pixels)
     total = float(weights.sum())
-    given = "" if abs(total - 1) < 0.005 else f"; sum {_percent(total)}"
+    given = "" if abs(total - 1) < 0.005 else f"\nweights add up to {_percent(total)}"
     axes.set_xlabel(
         f"sees {int(seen.sum())} of {rows * columns} tokens; largest weight {_percent(most)}{given}", **CAPTION
     )
@@ -190,6 +189,11 @@ def _bar(axes: Axes, norm: Normalize, colours: str, ticks: list[float], labels: 
     bar.ax.minorticks_off()
     bar.ax.set_yticklabels(labels, fontsize=9)
     bar.outline.set_visible(False)
+
+
+def _short(name: str) -> str:
+    """A name that fits above a panel."""
+    return name if len(name) <= 26 else name[:25] + "…"
 
 
 def _percent(share: float) -> str:

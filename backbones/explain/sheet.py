@@ -31,20 +31,14 @@ def draw_sheet(subject: Subject, view: View, point: tuple[float, float], label: 
         name: of model and picture, for the headline.
     """
     attention = _rows_of(subject, attention_of(subject.model, view.image, point))
-    heights = [1, len(attention), 1]
+    heights = [0.16, 1, len(attention), 1, 0.09]
     columns = max(4, len(subject.model.stages))
-    figure = Figure(figsize=(COLUMN * columns, ROW * sum(heights) + 1.1), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-    figure.suptitle(f"{name}\n", x=0.01, ha="left", fontsize=20, weight="bold")
-    height, width = view.image.shape[2:]
-    figure.text(
-        0.01,
-        1 - 0.66 / figure.get_figheight(),
-        f"Weights: {subject.weights}.  Picture: the model sees it at {width} × {height} pixels.",
-        fontsize=12.5,
-        va="center",
-    )
-    *rows, foot = figure.subfigures(4, 1, height_ratios=[*heights, 0.09])
+    figure = _figure(columns, sum(heights))
+    head, *rows, foot = figure.subfigures(5, 1, height_ratios=heights)
+    head.text(0.01, 0.72, name, fontsize=20, weight="bold", va="center")
+    _, channels, height, width = view.image.shape
+    size = f"the model sees {width} × {height} pixels{' in grey' if channels == 1 else ''}"
+    head.text(0.01, 0.18, f"Weights: {subject.weights}.  Picture: {size}.", fontsize=12.5, va="center")
     for row, heading in zip(rows, HEADINGS):
         row.suptitle(heading, x=0.01, ha="left", fontsize=14.5, weight="bold", color="#1f4e79")
     _draw_answer(rows[0], subject, view, point, label)
@@ -61,9 +55,7 @@ def draw_sheet(subject: Subject, view: View, point: tuple[float, float], label: 
 def draw_strip(subject: Subject, view: View, point: tuple[float, float]) -> Figure:
     """The attention of a sheet alone, with the legend."""
     attention = _rows_of(subject, attention_of(subject.model, view.image, point))
-    size = (COLUMN * len(subject.model.stages), ROW * len(attention) + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    figure = _figure(len(subject.model.stages), len(attention) + 0.09)
     body, foot = figure.subfigures(2, 1, height_ratios=[len(attention), 0.09])
     _draw_attention(body, subject, view, point, attention)
     _draw_legend(foot)
@@ -120,7 +112,9 @@ def _draw_attention(
         for stage, (axes, entry) in enumerate(zip(line, entries)):
             if entry is None:
                 if r == 0:
-                    panels.draw_nothing(axes, f"Stage {stage + 1} has no attention:\nits blocks are convolutions.")
+                    panels.draw_nothing(
+                        axes, f"Stage {stage + 1} has no attention:\nits blocks mix tokens by convolution."
+                    )
                 else:
                     axes.set_axis_off()
             elif entry.of_channels:
@@ -141,6 +135,12 @@ def _draw_legend(figure: SubFigure) -> None:
         "large (scales beside the panels)",
     ]
     figure.legend([cross, unseen, *seen], labels, loc="center", ncols=5, fontsize=12, frameon=False)
+
+
+def _figure(columns: int, rows: float) -> Figure:
+    figure = Figure(figsize=(COLUMN * columns, ROW * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    return figure
 
 
 def _panels(figure: SubFigure, rows: int, columns: int) -> list[list]:
