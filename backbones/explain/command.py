@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .sheet import draw_sheet, save
+from .sheet import check_format, draw_sheet, save
 from .subject import load_subject, view_of
 
 
@@ -26,10 +26,11 @@ def explain(
     Raises:
         InputError: a name, file, point or class that is none; says which and why.
     """
+    output = output or Path(f"explain_{backbone}_{image.stem}.png")
+    check_format(output)
     subject = load_subject(backbone, checkpoint, pretrained)
     view = view_of(subject, image)
     query = view.point(*(point or (None, None)))
     chosen = None if label is None else subject.label(label)
-    output = output or Path(f"explain_{backbone}_{image.stem}.png")
     save(draw_sheet(subject, view, query, chosen, f"What {backbone} does with {image.name}"), output)
     return f"The sheet is {output} (weights: {subject.weights})."

@@ -94,9 +94,9 @@ def draw_attention(axes: Axes, view: View, found: Attention, point: tuple[float,
     _frame(axes, view, f"Stage {found.stage + 1}, block {found.block + 1}:\n{found.title}")
     _enlarge(axes, view, draw, seen, point, pixels)
     total = float(weights.sum())
-    given = "" if abs(total - 1) < 0.005 else f"\nweights add up to {_percent(total)}"
+    given = "" if abs(total - 1) < 0.005 else f", all together {_percent(total)}"
     axes.set_xlabel(
-        f"sees {int(seen.sum())} of {rows * columns} tokens; largest weight {_percent(most)}{given}", **CAPTION
+        f"sees {int(seen.sum())} of {rows * columns} tokens;\nlargest weight {_percent(most)}{given}", **CAPTION
     )
     _bar(axes, Normalize(0, most or 1), HEAT, [0, most or 1], ["0", _percent(most)])
 

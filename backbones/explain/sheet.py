@@ -62,16 +62,21 @@ def draw_strip(subject: Subject, view: View, point: tuple[float, float]) -> Figu
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure.
+def check_format(path: Path) -> None:
+    """Raise InputError where matplotlib cannot write files that are named like this."""
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise InputError(
+            f"The sheet cannot be written as {path}. End its name in .png, or in one of: {', '.join(known)}."
+        )
 
-    Raises:
-        InputError: it cannot be written, or matplotlib does not know the format.
-    """
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; raises InputError where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=80, facecolor="white")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"The sheet {path} cannot be written: {first_line(error)}.") from error
 
 
