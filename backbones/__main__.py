@@ -1,9 +1,10 @@
-"""Tools of the zoo: python -m backbones list | info | tune."""
+"""Tools of the zoo: python -m backbones list | info | explain | tune."""
 
 import argparse
 import json
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -48,6 +49,12 @@ def tune_command(options: argparse.Namespace) -> None:
     print("    },")
 
 
+def explain_command(options: argparse.Namespace) -> None:
+    from .explain.command import explain  # matplotlib is imported here alone
+
+    print(explain(**{key: value for key, value in vars(options).items() if key != "run"}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones", description="Tools of the zoo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -60,6 +67,19 @@ def main() -> None:
     command = commands.add_parser("info", help="parameters, multiply-adds, strides and weights of a model, as JSON")
     command.add_argument("name", help="a name, or one with a tag")
     command.set_defaults(run=info_command)
+
+    command = commands.add_parser("explain", help="a sheet on what a model does with a picture: attention, Grad-CAM, …")
+    command.add_argument("--backbone", required=True, metavar="NAME", help="a name, or one with a tag")
+    weights = command.add_mutually_exclusive_group()  # without either, random weights
+    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, or a run folder with its best ones")
+    weights.add_argument("--pretrained", action="store_true", help="download the published weights")
+    command.add_argument("--image", type=Path, required=True, metavar="FILE")
+    command.add_argument("--output", type=Path, metavar="FILE", help="explain_NAME_IMAGE.png where it is not given")
+    command.add_argument(
+        "--point", type=float, nargs=2, metavar=("X", "Y"), help="in pixels of the picture; the middle"
+    )
+    command.add_argument("--class", dest="label", metavar="NAME", help="or number, for Grad-CAM; the likeliest class")
+    command.set_defaults(run=explain_command)
 
     command = commands.add_parser("tune", help="measure better launch settings for the Triton kernels; needs a GPU")
     command.add_argument("--match", default="", help="only workloads with this in their operator or name")

@@ -15,6 +15,9 @@ TORCH = {"torch", "torchvision", "timm", "numpy"}
 ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
     "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "backbones"},
+    "backbones/explain": TORCH
+    | {"PIL", "matplotlib", "yaml"}
+    | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
@@ -67,12 +70,13 @@ def test_no_family_imports_another(path):
         assert not imports(path) & siblings
 
 
-def test_triton_is_imported_at_the_first_launch():
-    """The files that import it are imported by `fused.py` files, and these by functions; as is the search."""
+def test_triton_and_matplotlib_are_imported_when_they_are_used():
+    """The files that import Triton are imported by `fused.py` files, and these by functions; as is the search."""
     kernels = {p for p in FILES if any(n.partition(".")[0] == "triton" for n in imports(p))}
     assert {p.name for p in kernels} == {"fused.py", "device.py", "tiles.py", "tune.py"}
     names = {".".join(("backbones", *p.with_suffix("").parts)) for p in kernels}
-    code = f"import sys, backbones; print({names} & set(sys.modules))"
+    names.add("matplotlib")
+    code = f"import sys, backbones.__main__, backbones.explain; print({names} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "set()"
 
 
