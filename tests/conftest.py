@@ -99,3 +99,13 @@ def run_folder(tmp_path_factory):
     command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     return folder / "done"
+
+
+def partition(height: int, width: int, segments: int, void: float = 0.2) -> torch.Tensor:
+    """A map (H, W) of segments: of the nearest of random points, some of which are of none."""
+    points = torch.rand(segments, 2) * torch.tensor([height, width])
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    nearest = torch.cdist(torch.stack([y, x], -1).reshape(-1, 2).float(), points).argmin(1).reshape(height, width)
+    numbers = torch.arange(segments)
+    numbers[torch.rand(segments) < void] = -1
+    return numbers[nearest]
