@@ -102,7 +102,7 @@ class ScenesSource:
                     masks = np.concatenate([visible, mask[None]])
                     whole.append(mask.sum())
                     labels.append(self._labels[chosen])
-                    image[place] += opacity[..., None] * (_ink(rng, image[mask].mean()) - image[place])
+                    image[place] += opacity[..., None] * (_ink(rng, image[mask].mean(-1)) - image[place])
                     break
         image += settings.noise * rng.standard_normal((height, width, 1), dtype=np.float32)
         return Scene(image.clip(0, 1), masks, np.array(labels, dtype=np.int64), (background + 10).astype(np.int16))
@@ -142,14 +142,16 @@ def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> np
         pattern = along // (period / 2) % 2
         pattern = pattern if name == "stripes" else (pattern + across // (period / 2)) % 2
     colour = rng.uniform(0.1, 0.9) + rng.uniform(-0.1, 0.1, 3).astype(np.float32)
-    return colour + rng.uniform(0.1, 0.22) * (pattern[..., None] - 0.5)
+    return colour + rng.uniform(0.12, 0.26) * (pattern[..., None] - 0.5)
 
 
-def _ink(rng: np.random.Generator, lightness: float) -> np.ndarray:
-    """A colour that is clearly lighter or darker than what is behind."""
-    lighter = lightness < 0.3 or (lightness < 0.7 and rng.random() < 0.5)
-    contrast = rng.uniform(0.6, 1.0) * ((1 - lightness) if lighter else lightness)
-    return lightness + max(contrast, 0.4) * (1 if lighter else -1) + rng.uniform(-0.1, 0.1, 3)
+def _ink(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
+    """A colour that is clearly lighter or clearly darker than the lightness of most pixels behind, (N,)."""
+    darkest, lightest = np.quantile(behind, (0.1, 0.9)) if len(behind) else (0.0, 0.0)
+    below, above = darkest, 1 - lightest
+    lighter = rng.random() < 0.5 if min(below, above) > 0.4 else above > below
+    contrast = max(rng.uniform(0.6, 1.0) * (above if lighter else below), 0.4)
+    return (lightest + contrast if lighter else darkest - contrast) + rng.uniform(-0.1, 0.1, 3)
 
 
 @dataclass
