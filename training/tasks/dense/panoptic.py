@@ -54,7 +54,7 @@ class PanopticSegmentation(DenseTask):
         """The quality of each class, and a table of them."""
         write_class_table(folder / "classes.csv", self._scores.per_class)
         rows = self._scores.per_class
-        return {"classes": class_bars(folder / "classes.png", rows, "pq", "Panoptic quality of the classes")}
+        return {"classes": class_bars(folder / "classes.png", rows, "pq", "Panoptic quality")}
 
     def drawn(self, image: Tensor, found: dict[str, Tensor]) -> Image.Image:
         return draw_segments(image, found, self.classes, self.things)

@@ -88,7 +88,7 @@ class SemanticSegmentation(DenseTask):
         confusion = segmentation.confusion(self._outcome, self.classes)
         return {
             "confusion": pixel_confusion_picture(folder / "confusion.png", confusion, self.classes),
-            "classes": class_bars(folder / "classes.png", self._scores.per_class, "iou", "IoU of the classes"),
+            "classes": class_bars(folder / "classes.png", self._scores.per_class, "iou", "IoU"),
         }
 
     def drawn(self, image: Tensor, found: dict[str, Tensor]) -> Image.Image:
