@@ -1,9 +1,19 @@
-"""Print the table of dense recipes in docs/dense.md, from the comments that files of configs/experiment/ open with."""
+"""What docs/dense.md shows, from its sources.
 
+python docs/make_dense.py           print the table of recipes, from the comments that configs/experiment/ opens with
+python docs/make_dense.py RUN …     write docs/images/dense_TASK.png, of the validation pictures that each run drew last
+"""
+
+import json
 import re
+import sys
 from pathlib import Path
 
-EXPERIMENTS = Path(__file__).parents[1] / "configs/experiment"
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "configs/experiment"
 HEAD = "| `experiment=` | published box and mask AP, or box AP, or mIoU |"
 
 
@@ -25,5 +35,19 @@ def results(file: Path) -> list[str]:
     return found
 
 
+def picture(run: Path) -> Path:
+    """Write the upper half of a run's last sheet, which is enough to see, in 256 colours."""
+    task = json.loads((run / "summary.json").read_text())["task"]
+    sheet = Image.open(max((run / "samples").glob("*.png"))).convert("RGB")
+    white = np.flatnonzero(np.asarray(sheet).min(axis=(1, 2)) == 255)  # lines between rows of pictures
+    sheet = sheet.crop((0, 0, sheet.width, int(white[white <= sheet.height // 2].max())))
+    file = ROOT / f"docs/images/dense_{task}.png"
+    sheet.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    return file
+
+
 if __name__ == "__main__":
-    print(HEAD, "|---|---|", *rows(), sep="\n")
+    if runs := sys.argv[1:]:
+        print(*(picture(Path(run)) for run in runs), sep="\n")
+    else:
+        print(HEAD, "|---|---|", *rows(), sep="\n")

@@ -242,15 +242,23 @@ def test_coco_folder_is_read_by_pycocotools(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["detection", "semantic"])
+@pytest.mark.parametrize(
+    ("task", "options", "falls_to"),
+    [
+        # FCOS: the loss of a detector with proposals rises when it begins to propose where objects are.
+        ("detection", ["task.head=fcos", "task.width=32", "recipe.optimizer.lr=1e-3"], 0.5),
+        # From log(13): the textures are learned first, and digits count more than these.
+        ("semantic", [*TINY["semantic"], "recipe.optimizer.lr=4e-3"], 0.88),
+    ],
+)
 @pytest.mark.parametrize("family", backbones.list_families())
-def test_every_family_learns(family, task, call, tmp_path):
+def test_every_family_learns(family, task, options, falls_to, call, tmp_path):
     """Twenty steps on the same few pictures, whose sides no window divides."""
     sizes = ["data.size=[90,118]", "data.img_size=90", "data.scale=[20,44]", "data.train_scenes=4", "data.val_scenes=2"]
-    steps = ["trainer.epochs=20", "trainer.batch_size=4", "recipe.optimizer.lr=1e-3", "recipe.schedule.warmup_epochs=2"]
-    call(train, f"task={task}", f"backbone={family}_nano", *sizes, *steps, *TINY[task], "run_dir=out")
+    steps = ["trainer.epochs=20", "trainer.batch_size=4", "recipe.schedule.warmup_epochs=2", "data.workers=0"]
+    call(train, f"task={task}", f"backbone={family}_nano", *sizes, *steps, *options, "run_dir=out")
     losses = [float(row["train_loss"]) for row in rows_of(tmp_path / "out/metrics.csv")]
-    assert len(losses) == 20 and sum(losses[-4:]) < 0.85 * sum(losses[:4])
+    assert len(losses) == 20 and sum(losses[-4:]) < falls_to * sum(losses[:4])
 
 
 def test_low_rank_corrections(call, tmp_path):
