@@ -94,11 +94,20 @@ def call(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    """A run of a few seconds on the digits, by the real program."""
+    """A run of a few seconds on the digits."""
     folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    train_in(folder, *SHORT, "run_dir=done")
     return folder / "done"
+
+
+def train_in(folder, *arguments):
+    """Train in this folder and in this process, which has imported already what a program takes seconds to import."""
+    import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [train.__file__, *arguments])
+        train.main(list(arguments))
 
 
 def partition(height: int, width: int, segments: int, void: float = 0.2) -> torch.Tensor:
