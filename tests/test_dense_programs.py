@@ -136,7 +136,7 @@ def test_an_interrupted_run_equals_one_that_was_not(task, dense_runs, call, monk
     "task",
     [
         "panoptic",
-        "semantic",
+        pytest.param("semantic", marks=pytest.mark.slow),
         pytest.param("detection", marks=pytest.mark.slow),
         pytest.param("instance", marks=pytest.mark.slow),
     ],
