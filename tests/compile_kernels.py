@@ -115,14 +115,15 @@ def resources(compiled, target: GPUTarget) -> dict[str, int]:
 
 
 def main() -> None:
+    known = cases()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--cases", nargs="+", choices=cases(), default=list(cases()))
+    parser.add_argument("--cases", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()
     target = TARGETS[arguments.target]
     for name in arguments.cases:
-        for kernel, args, options in launches_of(cases()[name], getattr(torch, arguments.dtype)):
+        for kernel, args, options in launches_of(known[name], getattr(torch, arguments.dtype)):
             compiled = compile_launch(kernel, args, options, target)
             row = dict(case=name, kernel=kernel.__name__.removesuffix("_kernel"))
             print(json.dumps(row | resources(compiled, target)), flush=True)
