@@ -16,7 +16,7 @@ import train
 from backbones.checkpoints import read_checkpoint
 from training.data import Digits
 
-from .conftest import ROOT, SHORT, rows_of
+from .conftest import COARSE, ROOT, SHORT, rows_of
 
 
 def test_what_a_run_leaves_behind(run_folder):
@@ -184,7 +184,7 @@ def test_a_backbone_configuration_builds(path):
 
 def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     hot = ["recipe.optimizer.lr=1e30", "trainer.max_bad_steps=0"]
-    arguments = [*SHORT, *hot, "recipe.optimizer.clip_grad=null", "run_dir=out"]
+    arguments = [*SHORT, COARSE, *hot, "recipe.optimizer.clip_grad=null", "run_dir=out"]
     message = call(train, *arguments, code=2).splitlines()[-1]
     assert re.search(
         r"The loss became (nan|inf) at step \d+, with a learning rate of \S+\. No checkpoint was saved", message
@@ -193,7 +193,7 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     said = call(train, *arguments[:-1], "trainer.max_steps=1", "run_dir=one", code=2)
     assert "at step 0, with a learning rate of" in said and not (tmp_path / "one/checkpoints/last.pt").exists()
     # From a good checkpoint on, the message has its path.
-    call(train, *SHORT, "run_dir=good", "trainer.max_steps=11")
+    call(train, *SHORT, COARSE, "run_dir=good", "trainer.max_steps=11")
     said = call(train, "resume=good", "trainer.max_steps=22", *hot, code=2)
     assert "The last good checkpoint is good/checkpoints/last.pt" in said
     assert read_checkpoint("good/checkpoints/best.safetensors")["head.fc.bias"].isfinite().all()
@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
 def test_wandb_without_a_key_or_network_goes_offline(call, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    said = call(train, *SHORT, "trainer.max_steps=2", "logger=[csv,wandb]", "run_dir=keyless")
+    said = call(train, *SHORT, COARSE, "trainer.max_steps=2", "logger=[csv,wandb]", "run_dir=keyless")
     assert said.count("W&B logs offline: there is no API key") == 1
     assert list((tmp_path / "keyless/wandb").glob("offline-run-*/run-*.wandb"))
     assert (tmp_path / "keyless/summary.json").exists()
