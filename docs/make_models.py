@@ -6,7 +6,7 @@ python docs/make_models.py
 from pathlib import Path
 
 import backbones
-from backbones.published import facts
+from backbones.published import checkpoints, facts
 
 HEAD = """# Models
 
@@ -44,7 +44,7 @@ def section(family: str) -> str:
     """Heading, sources and table of a family."""
     about = facts(family)
     names = [*about["published"], f"{family}_nano"]
-    rows = [row(name, tag) for name in names for tag in backbones.model_info(name)["tags"] or [None]]
+    rows = [row(name, tag) for name in names for tag in checkpoints(family, name) or [None]]
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     paper = f"[{about['paper']}](https://arxiv.org/abs/{about['paper'].removeprefix('arXiv:')})"
     return "\n".join(

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and prints what each takes of it, a JSON line a kernel.
 
-    TRITON_INTERPRET=0 python -m tests.compile_kernels sm_90 [--dtype float32]
+    TRITON_INTERPRET=0 python -m tests.compile_kernels sm_90 [--dtype float32] [--cases "window 7" "outlook 3"]
 
 The operators' launches are caught on their way to the driver, so what is compiled is what they launch.
 """
@@ -115,13 +115,15 @@ def resources(compiled, target: GPUTarget) -> dict[str, int]:
 
 
 def main() -> None:
+    known = cases()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--cases", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()
     target = TARGETS[arguments.target]
-    for name, case in cases().items():
-        for kernel, args, options in launches_of(case, getattr(torch, arguments.dtype)):
+    for name in arguments.cases:
+        for kernel, args, options in launches_of(known[name], getattr(torch, arguments.dtype)):
             compiled = compile_launch(kernel, args, options, target)
             row = dict(case=name, kernel=kernel.__name__.removesuffix("_kernel"))
             print(json.dumps(row | resources(compiled, target)), flush=True)

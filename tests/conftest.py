@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 # 22 steps: enough to learn something, in a few seconds.
 SHORT = ["trainer.batch_size=128", "trainer.epochs=2", "recipe.schedule.warmup_epochs=0.5"]
+# A network of a quarter of the tokens, which takes a third of the time, where it does not matter how well it learns.
+COARSE = "backbone.patch_size=4"
 
 
 # Columns of metrics.csv that are not the same in every run.
@@ -94,11 +96,20 @@ def call(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    """A run of a few seconds on the digits, by the real program."""
+    """A run of a few seconds on the digits."""
     folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, ROOT / "train.py", *SHORT, "run_dir=done"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    train_in(folder, *SHORT, "run_dir=done")
     return folder / "done"
+
+
+def train_in(folder, *arguments):
+    """Train in this folder and in this process, which has imported already what a program takes seconds to import."""
+    import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [train.__file__, *arguments])
+        train.main(list(arguments))
 
 
 def partition(height: int, width: int, segments: int, void: float = 0.2) -> torch.Tensor:

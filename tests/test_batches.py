@@ -50,7 +50,7 @@ def steps(wide: np.ndarray | None, count: int, step: int, processes: int, accumu
     return [sorted(chain(*turns[i : i + accumulation])) for i in range(0, len(turns), accumulation)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     count=st.integers(8, 120),
     share=st.sampled_from([0.0, 0.03, 0.3, 0.5, 0.9, 1.0]),

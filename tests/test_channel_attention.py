@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backbones.attention import ChannelAttention
 
-fast = settings(max_examples=15, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def loops(block, x):

@@ -11,7 +11,7 @@ from torchvision.ops import deform_conv2d
 
 from backbones.layers import DeformableMerging, DepthwiseMlp, bilinear_sample
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def trained(dim, out_dim, reach=1.0):

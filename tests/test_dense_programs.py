@@ -18,7 +18,7 @@ from backbones.checkpoints import read_checkpoint
 from training.data.dense import CocoFolder, DigitScenes, export_coco, export_maps
 from training.tasks.dense.task import DenseTask
 
-from .conftest import rows_of, untimed
+from .conftest import rows_of, train_in, untimed
 
 SCENES = ["data.size=[64,80]", "data.img_size=64", "data.scale=[16,32]", "data.train_scenes=16", "data.val_scenes=7"]
 QUICK = [*SCENES, "trainer.epochs=2", "trainer.batch_size=4", "recipe.optimizer.lr=1e-3"]
@@ -49,10 +49,7 @@ def dense_runs(tmp_path_factory):
 
     def run(task):
         if task not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                arguments = [f"task={task}", *QUICK, *TINY[task], f"run_dir={folder / task}"]
-                patch.setattr("sys.argv", [train.__file__, *arguments])
-                train.main(arguments)
+            train_in(folder, f"task={task}", *QUICK, *TINY[task], f"run_dir={folder / task}")
             made[task] = folder / task
         return made[task]
 
@@ -114,7 +111,9 @@ def test_one_picture(task, dense_runs, call, tmp_path):
     )
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in ("instance", "semantic") else pytest.mark.slow) for task in TINY]
+)
 def test_an_interrupted_run_equals_one_that_was_not(task, dense_runs, call, monkeypatch, tmp_path):
     whole, steps, training_step = dense_runs(task), [], DenseTask.training_step
 
@@ -137,7 +136,7 @@ def test_an_interrupted_run_equals_one_that_was_not(task, dense_runs, call, monk
     "task",
     [
         "panoptic",
-        "semantic",
+        pytest.param("semantic", marks=pytest.mark.slow),
         pytest.param("detection", marks=pytest.mark.slow),
         pytest.param("instance", marks=pytest.mark.slow),
     ],

@@ -14,10 +14,10 @@ import backbones
 from backbones.checkpoints import read_checkpoint
 from training.engine import Checkpoints
 
-from .conftest import ROOT, rows_of, untimed
+from .conftest import COARSE, ROOT, rows_of, untimed
 
 COMMON = ["trainer.device=cpu", "recipe.regularize.mixup=0.8", "recipe.regularize.cutmix=1.0", "seed=1"]
-LONG = [*COMMON, "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9"]
+LONG = [*COMMON, COARSE, "trainer.epochs=3", "trainer.max_steps=50", "recipe.ema.decay=0.9"]
 
 
 def start(folder, processes, *arguments, restarts=0, program=("tests/torchrun.py", "."), **more):
@@ -156,9 +156,9 @@ def interrupted(folder, number, *arguments):
 
 
 def test_an_evaluation_by_several_processes(two):
-    """Every picture is counted once, though three processes in batches of 32 do not divide 360 pictures."""
+    """Every picture is counted once, though two processes in batches of 32 do not divide 360 pictures."""
     summary = json.loads((two / "out/summary.json").read_text())
-    output = run(two, 3, "run=out", "trainer.device=cpu", program=["eval.py"])
+    output = run(two, 2, "run=out", "trainer.device=cpu", program=["eval.py"])
     result = json.loads((two / "out/eval.json").read_text())
     assert result["images"] == 360 and output.count("on 360 pictures of digits") == 1
     assert result["top1"] == summary["top1"] and result["loss"] == pytest.approx(summary["loss"], rel=1e-6)
@@ -219,7 +219,7 @@ def test_sharded_training(two, tmp_path):
         command = [sys.executable, "-m", "training", "weights", "out", "one.safetensors", *flag]
         subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
         model = backbones.create_model(
-            "swin_nano", num_classes=10, in_chans=1, img_size=32, checkpoint_path=tmp_path / "one.safetensors"
+            "swin_nano", num_classes=10, in_chans=1, patch_size=4, checkpoint_path=tmp_path / "one.safetensors"
         )
         assert all(value.isfinite().all() for value in model.state_dict().values())
     output = run(tmp_path, 1, "resume=out", "trainer.batch_size=64", code=None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import backbones
+from backbones.published import checkpoints
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINES = (DOCS / "models.md").read_text().splitlines()
@@ -28,10 +29,11 @@ def test_every_model_and_checkpoint_is_listed_once():
 
 @pytest.mark.parametrize("family", backbones.list_families())
 def test_rows_are_what_the_script_writes(family):
+    """Of the first model with weights; swin_nano, which has none, stands for the others of its kind."""
     script = script_of("make_models")
-    names = [f"{family}_nano", backbones.list_models(f"{family}_*")[0]]
+    names = [backbones.list_models(f"{family}_*")[0], *(["swin_nano"] if family == "swin" else [])]
     for name in names:
-        tag = next(iter(backbones.model_info(name)["tags"]), None)
+        tag = next(iter(checkpoints(family, name)), None)
         assert f"| {' | '.join(script.row(name, tag))} |" in LINES
 
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 import backbones
 
 NANO = backbones.list_models("*_nano")
-# Compiling takes long: by default the families whose arithmetic on sizes differs most.
+# Compiling and tracing take long: by default the families whose arithmetic on sizes differs most.
 SOME = ("biformer_nano", "dinat_nano", "swin_nano")
 COMPILED = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in NANO]
 
@@ -43,6 +43,7 @@ def test_training_step_compiles_to_one_graph(nano):
         torch.testing.assert_close(p.grad, plain[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("nano", COMPILED, indirect=True)
 def test_exports_for_any_batch(nano):
     batch = torch.export.Dim("batch", min=1, max=64)
     images = torch.randn(2, 3, 64, 48)

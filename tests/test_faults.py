@@ -14,7 +14,7 @@ from training.data import Digits
 from training.engine import Checkpoints
 from training.tasks import Classification
 
-from .conftest import ROOT, SHORT, huge_png, rows_of, untimed
+from .conftest import COARSE, ROOT, SHORT, huge_png, rows_of, untimed
 
 
 def same(one, other):
@@ -64,7 +64,7 @@ def test_bad_steps_are_left_out(call, monkeypatch, tmp_path):
 
 def test_too_many_bad_steps_stop_the_run_with_its_state(call, monkeypatch, tmp_path):
     monkeypatch.setattr(Classification, "training_step", nan_at({2, 4, 5}))
-    said = call(train, *SHORT, "run_dir=out", "trainer.max_bad_steps=2", code=2)
+    said = call(train, *SHORT, COARSE, "run_dir=out", "trainer.max_bad_steps=2", code=2)
     assert "3 steps had a loss or a gradient that is no number" in said and "resume=out trainer.max_bad_steps=6" in said
     state = Checkpoints(tmp_path / "out/checkpoints").load()
     assert state["progress"]["step"] == 5 and all(value.isfinite().all() for value in state["model"].values())
@@ -79,7 +79,7 @@ def test_a_checkpoint_within_an_epoch(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, state: (saved.append(state["progress"]["step"]), save(self, state))
     )
-    call(train, *SHORT, "run_dir=out", "trainer.save_minutes=1e-6")
+    call(train, *SHORT, COARSE, "run_dir=out", "trainer.save_minutes=1e-6")
     assert saved[:10] == list(range(1, 11)) and len(saved) > 20
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(call, run_folder, 
 
 
 def test_a_trace_of_a_few_steps(call, tmp_path):
-    said = call(train, *SHORT, "run_dir=out", "trainer.profile=true", "trainer.epochs=1")
+    said = call(train, *SHORT, COARSE, "run_dir=out", "trainer.profile=true", "trainer.epochs=1")
     assert "profile.json is a trace of 3 steps" in said
     # A classifier is nearly all backbone; the rest is the optimizer and the loss.
     share = int(said.partition("The backbone took ")[2].partition(" %")[0])
@@ -103,15 +103,15 @@ def test_a_trace_of_a_few_steps(call, tmp_path):
     assert '"traceEvents"' in (tmp_path / "out/profile.json").read_text()
 
 
-def test_a_second_run_in_one_folder_is_refused(tmp_path):
-    command = [sys.executable, ROOT / "train.py", *SHORT, "trainer.epochs=50", "run_dir=out"]
+def test_a_second_run_in_one_folder_is_refused(call, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *SHORT, COARSE, "trainer.epochs=50", "run_dir=out"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in first.stdout:
             if "in out" in line:
                 break
-        second = subprocess.run([*command, "resume=auto"], cwd=tmp_path, capture_output=True, text=True)
-        assert second.returncode == 2 and "Another process is training in out" in second.stderr
+        said = call(train, *command[2:], "resume=auto", code=2)
+        assert "Another process is training in out" in said
     finally:
         first.kill()
         first.communicate()
@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up(call, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
     try:
-        said = call(train, *SHORT, "trainer.epochs=3", "run_dir=out", code=2)
+        said = call(train, *SHORT, COARSE, "trainer.epochs=3", "run_dir=out", code=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert said.count("could not be written") == 1 and "The previous one is still there" in said

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backbones import InputError
 from backbones.attention import GlobalQueryAttention
 
-fast = settings(max_examples=15, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def trained(dim, num_heads, window_size):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backbones import InputError
 from backbones.attention import HiLoAttention
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def trained(*arguments):

@@ -184,7 +184,14 @@ def test_blocks_run_on_the_kernels_under_autocast(name):
         assert (found - expected).float().norm() <= 2e-2 * expected.float().norm() + 1e-5
 
 
-@pytest.mark.parametrize("name", backbones.list_models("*_nano"))
+# Triton's interpreter takes long over a network; `test_blocks_run_on_the_kernels_under_autocast` has all mechanisms.
+NETWORKS = [
+    pytest.param(name, marks=() if GPU or name in ("dinat_nano", "swin_nano", "volo_nano") else pytest.mark.slow)
+    for name in backbones.list_models("*_nano")
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_give_the_same_numbers(name):
     """Logits and input gradient, with weights that let every block be heard."""
     model = backbones.create_model(name, num_classes=10).to(DEVICE).eval()
@@ -305,10 +312,10 @@ def test_the_choice_of_the_implementation():
 @pytest.mark.parametrize(
     ("variables", "printed"),
     [
-        (dict(BACKBONES_KERNELS="triton", TRITON_INTERPRET="1"), "ok"),
+        pytest.param(dict(BACKBONES_KERNELS="triton", TRITON_INTERPRET="1"), "ok", marks=pytest.mark.slow),
         (dict(BACKBONES_KERNELS="triton", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES=""), "Triton runs on GPUs"),
         (dict(BACKBONES_KERNELS="fast"), "BACKBONES_KERNELS is one of auto, reference, triton, but got 'fast'"),
-        (dict(TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES=""), "ok"),
+        pytest.param(dict(TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES=""), "ok", marks=pytest.mark.slow),
     ],
     ids=["triton", "without a GPU", "unknown", "auto"],
 )

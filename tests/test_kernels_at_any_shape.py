@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_equals_the_reference(operator, seed):
     check(draw(operator, seed), torch.float32, 1e-5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from backbones.layers import PatchMerging, PatchStem, RelativePositionBias, pad_to_multiple
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), multiple=st.integers(1, 5))
 def test_padding_is_zero_at_the_bottom_and_right(height, width, multiple):
     x = torch.randn(2, height, width, 3)
@@ -39,7 +39,7 @@ def test_the_stem_pads_images_that_no_patch_divides():
     torch.testing.assert_close(stem(images), stem(around))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(table_window=st.integers(1, 6), data=st.data())
 def test_position_bias_is_looked_up_by_query_minus_key(table_window, data):
     window = data.draw(st.integers(1, table_window))

@@ -9,13 +9,16 @@ import backbones
 from backbones import InputError
 from backbones.published import facts
 
+from .test_export import COMPILED
+
 NAMES = backbones.list_models()
 NANO = backbones.list_models("*_nano")
-
-
-@pytest.fixture(params=NAMES)
-def name(request):
-    return request.param
+# All names are built and counted. What else is said of a name is by default tested for the nano and one more of each
+# family, as variants differ in sizes alone, and for the others with `-m slow`.
+SMALL = ("biformer_t", "davit_t", "dinats_t", "gcvit_xxt", "l2vit_t", "litv2_s", "overlock_xt", "swin_t", "volo_d1")
+two_of_each_family = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in (*NANO, *SMALL) else pytest.mark.slow) for name in NAMES]
+)
 
 
 @pytest.fixture(params=NANO)
@@ -23,6 +26,7 @@ def nano(request):
     return backbones.create_model(request.param, num_classes=7).eval()
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_published_size_and_cost(name):
     info = backbones.model_info(name)
     if name in NANO:
@@ -33,15 +37,17 @@ def test_published_size_and_cost(name):
     assert info["macs"] / 1e9 == pytest.approx(published["gmacs"], rel=0.03)
 
 
-@pytest.mark.parametrize("size", [(200, 264), (225, 231), (32, 96)])
-def test_feature_info_says_what_the_maps_are(name, size):
+@two_of_each_family
+def test_feature_info_says_what_the_maps_are(name):
     model = backbones.create_model(name, features_only=True, device="meta")
-    maps = model(torch.empty(2, 3, *size, device="meta"))
-    assert [y.shape[1] for y in maps] == model.feature_info.channels()
-    for y, stride in zip(maps, model.feature_info.reduction(), strict=True):
-        assert all(abs(got - side / stride) < 1 for got, side in zip(y.shape[2:], size))
+    for size in ((200, 264), (225, 231), (32, 96)):
+        maps = model(torch.empty(2, 3, *size, device="meta"))
+        assert [y.shape[1] for y in maps] == model.feature_info.channels()
+        for y, stride in zip(maps, model.feature_info.reduction(), strict=True):
+            assert all(abs(got - side / stride) < 1 for got, side in zip(y.shape[2:], size))
 
 
+@two_of_each_family
 def test_timms_interface(name):
     model = timm.create_model(name, num_classes=5, in_chans=2, device="meta").eval()
     height, width = model.pretrained_cfg["input_size"][1:]
@@ -60,6 +66,7 @@ def test_timms_interface(name):
     assert model.pretrained_cfg["classifier"] + ".weight" in entries
 
 
+@two_of_each_family
 def test_parameter_groups(name):
     model = backbones.create_model(name, device="meta")
     names = {n for n, _ in model.named_parameters()}
@@ -193,6 +200,7 @@ def test_inference_in_pieces_equals_the_batch_at_once(nano, monkeypatch):
     assert len(seen) > 1 and sum(seen) == 5
 
 
+@pytest.mark.parametrize("nano", COMPILED, indirect=True)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that sizes are fixed is what tracing means
 def test_traces_for_any_batch(nano):
     traced = torch.jit.trace(nano, torch.randn(2, 3, 32, 32))
@@ -201,6 +209,7 @@ def test_traces_for_any_batch(nano):
     assert nano(images[:0]).shape == (0, 7)
 
 
+@pytest.mark.parametrize("nano", COMPILED, indirect=True)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # TorchScript is on its way out
 def test_scripts_for_any_size(nano):
     scripted = torch.jit.script(nano)

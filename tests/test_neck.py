@@ -10,7 +10,7 @@ from torch import nn
 from backbones import InputError
 from training.tasks.dense.neck import STRIDES, PassThrough, SimplePyramid, fitting_neck, needs_neck, sources
 
-fast = settings(max_examples=25, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def backbone(strides: list[int]) -> nn.Module:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backbones.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention
 
-fast = settings(max_examples=25, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 # Classes that divide the map and classes that do not, one block and several.
 sides = st.one_of(st.integers(0, 4), st.sampled_from([9, 14, 19, 26]))
 shapes = dict(kernel=st.sampled_from([1, 3, 5]), dilation=st.integers(1, 3), more=st.tuples(sides, sides))

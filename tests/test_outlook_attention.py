@@ -9,7 +9,7 @@ from backbones import InputError
 from backbones.attention import OutlookAttention
 from backbones.kernels.outlook import outlook_attention
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def grid(length, kernel, padding, stride):

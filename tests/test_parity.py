@@ -21,18 +21,23 @@ def official_file(case, path: Path) -> Path:
     return path
 
 
-LARGE = ("volo_d4_224", "swin_b_384", "biformer_s", "biformer_t_336", "davit_s", "gcvit_s", "nat_s", "overlock_t")
+# By default two cases of each family, one in each type: a classifier's and, where there is one, a dense backbone's.
+FLOAT64 = (
+    *("biformer_t_224", "davit_t_backbone_200x264", "dinat_m_200x264", "gcvit_t_dense_200x264", "l2vit_t_100x132"),
+    *("litv2_s_segmentation_ws4_136x168", "overlock_xt_reparam_192", "swin_t_dense_200x264", "volo_d1_184"),
+)
+FLOAT32 = (
+    *("biformer_t_backbone_200x280", "davit_t_224", "dinat_m_det_200x264", "gcvit_xxt_224", "l2vit_t_dense_200x264"),
+    *("litv2_s", "overlock_xt_det_200x264", "swin_t", "volo_d1_320_resized"),
+)
 
 
 def with_dtypes(cases: list[Path]) -> list:
-    """By default every case but those of large models or images in float64, and one of each family in float32."""
-    first = {path.parent: path for path in reversed(cases) if not path.stem.startswith(LARGE)}
     parameters = []
     for path in cases:
-        for dtype in (torch.float64, torch.float32):
-            fast = not path.stem.startswith(LARGE) and (dtype == torch.float64 or path in first.values())
+        for dtype, fast in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
             name = f"{path.stem}-{str(dtype).removeprefix('torch.')}"
-            parameters.append(pytest.param(path, dtype, id=name, marks=() if fast else pytest.mark.slow))
+            parameters.append(pytest.param(path, dtype, id=name, marks=() if path.stem in fast else pytest.mark.slow))
     return parameters
 
 

@@ -16,7 +16,7 @@ import train
 from backbones.checkpoints import read_checkpoint
 from training.data import Digits
 
-from .conftest import ROOT, SHORT, rows_of
+from .conftest import COARSE, ROOT, SHORT, rows_of
 
 
 def test_what_a_run_leaves_behind(run_folder):
@@ -156,25 +156,35 @@ def test_a_traceback_where_it_is_asked_for(call):
         call(train, "trainer.device=tpu", "debug=true")
 
 
-def test_help_and_configuration(run_program):
+def test_help_and_configuration(run_program, call):
     said = run_program("train.py", "--help").stdout
     assert f"backbone: {', '.join(backbones.list_models())}" in said
     assert "digits, huggingface, imagefolder" in said and "trainer.epochs=60" in said
-    said = run_program("train.py", "--cfg", "job", "experiment=swin/swin_t_in1k").stdout
+    said = call(train, "--cfg", "job", "experiment=swin/swin_t_in1k")
     assert "name: swin_t_in1k" in said and "auto_augment: rand-m9-mstd0.5-inc1" in said
 
 
-def test_every_backbone_configuration_builds():
-    for path in sorted((ROOT / "configs/backbone").glob("*.yaml")):
-        config = OmegaConf.load(path)
-        model = backbones.create_model(device="meta", **config)
-        assert config.name == path.stem and model.num_classes == 1000
-    assert {p.stem for p in (ROOT / "configs/backbone").glob("*.yaml")} == set(backbones.list_models())
+BACKBONES = sorted((ROOT / "configs/backbone").glob("*.yaml"))
+
+
+def test_every_backbone_has_a_configuration():
+    configs = {path.stem: OmegaConf.load(path) for path in BACKBONES}
+    assert configs.keys() == set(backbones.list_models())
+    for name, config in configs.items():
+        assert config.name == name and set(config) <= {"name", "drop_path_rate", "aux_head"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=() if "nano" in path.stem else pytest.mark.slow) for path in BACKBONES],
+)
+def test_a_backbone_configuration_builds(path):
+    assert backbones.create_model(device="meta", **OmegaConf.load(path)).num_classes == 1000
 
 
 def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     hot = ["recipe.optimizer.lr=1e30", "trainer.max_bad_steps=0"]
-    arguments = [*SHORT, *hot, "recipe.optimizer.clip_grad=null", "run_dir=out"]
+    arguments = [*SHORT, COARSE, *hot, "recipe.optimizer.clip_grad=null", "run_dir=out"]
     message = call(train, *arguments, code=2).splitlines()[-1]
     assert re.search(
         r"The loss became (nan|inf) at step \d+, with a learning rate of \S+\. No checkpoint was saved", message
@@ -183,7 +193,7 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
     said = call(train, *arguments[:-1], "trainer.max_steps=1", "run_dir=one", code=2)
     assert "at step 0, with a learning rate of" in said and not (tmp_path / "one/checkpoints/last.pt").exists()
     # From a good checkpoint on, the message has its path.
-    call(train, *SHORT, "run_dir=good", "trainer.max_steps=11")
+    call(train, *SHORT, COARSE, "run_dir=good", "trainer.max_steps=11")
     said = call(train, "resume=good", "trainer.max_steps=22", *hot, code=2)
     assert "The last good checkpoint is good/checkpoints/last.pt" in said
     assert read_checkpoint("good/checkpoints/best.safetensors")["head.fc.bias"].isfinite().all()
@@ -192,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_the_run(call, tmp_path):
 def test_wandb_without_a_key_or_network_goes_offline(call, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    said = call(train, *SHORT, "trainer.max_steps=2", "logger=[csv,wandb]", "run_dir=keyless")
+    said = call(train, *SHORT, COARSE, "trainer.max_steps=2", "logger=[csv,wandb]", "run_dir=keyless")
     assert said.count("W&B logs offline: there is no API key") == 1
     assert list((tmp_path / "keyless/wandb").glob("offline-run-*/run-*.wandb"))
     assert (tmp_path / "keyless/summary.json").exists()

@@ -14,7 +14,7 @@ import train
 from training.__main__ import main
 from training.engine.curves import LABELS, comparison_picture
 
-from .conftest import SHORT, outcome, rows_of
+from .conftest import COARSE, SHORT, outcome, rows_of
 
 HEADER = "epoch,steps,train_loss,top1,loss,lr,images_per_second,seconds"
 
@@ -58,7 +58,7 @@ def cells(printed: str) -> list[dict[str, str]]:
 
 def test_real_runs_of_different_columns(tool, call, run_folder, tmp_path):
     """A finished run, and one with an average that stopped after an epoch and was resumed."""
-    more = ["recipe.ema.decay=0.9", "run_dir=averaged"]
+    more = [COARSE, "recipe.ema.decay=0.9", "run_dir=averaged"]
     call(train, *SHORT, *more, "trainer.max_steps=11")
     first = rows_of(tmp_path / "averaged/metrics.csv")
     call(train, "resume=averaged", "trainer.max_steps=22")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from training.resizing import resized_size
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), side=st.integers(1, 1000), more=st.integers(0, 999))
 def test_the_size_in_evaluation_is_that_of_the_short_side_within_the_limit(height, width, side, more):
     free = resized_size(height, width, side, None)

@@ -15,23 +15,23 @@ import eval as evaluation
 import train
 from backbones.checkpoints import read_checkpoint
 
-from .conftest import ROOT, SHORT, rows_of, untimed
+from .conftest import COARSE, ROOT, SHORT, rows_of, train_in, untimed
 
 
 def test_resume_auto_finds_the_unfinished_run_and_finishes_it(call, tmp_path):
-    call(train, *SHORT, "run_dir=runs/digits_swin_nano/2001")
+    call(train, *SHORT, COARSE, "run_dir=runs/digits_swin_nano/2001")
     (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
-    said = call(train, *SHORT, "resume=auto")
+    said = call(train, *SHORT, COARSE, "resume=auto")
     assert "in runs/digits_swin_nano/2001" in said and "Resumed at epoch 3, step 22" in said
-    said = call(train, *SHORT, "resume=auto", "trainer.max_steps=1", "run_dir=new")
+    said = call(train, *SHORT, COARSE, "resume=auto", "trainer.max_steps=1", "run_dir=new")
     assert "a new one begins" in said and (tmp_path / "new/summary.json").exists()
-    said = call(train, *SHORT, "resume=auto", "run_dir=new", code=2)
+    said = call(train, *SHORT, COARSE, "resume=auto", "run_dir=new", code=2)
     assert "The run in new has another configuration" in said
-    said = call(train, *SHORT, "run_dir=new", code=2)
+    said = call(train, *SHORT, COARSE, "run_dir=new", code=2)
     assert "There is a run in new already" in said
     # A folder that is named is the one that is used, also beside an unfinished run of the same configuration.
     (tmp_path / "runs/digits_swin_nano/2001/summary.json").unlink()
-    call(train, *SHORT, "resume=auto", "run_dir=other")
+    call(train, *SHORT, COARSE, "resume=auto", "run_dir=other")
     assert (tmp_path / "other/summary.json").exists()
 
 
@@ -51,10 +51,10 @@ def test_a_bad_override_on_resume_harms_nothing(call, run_folder, tmp_path):
 def test_a_resumed_run_does_not_need_the_weights_it_began_with(call, run_folder, tmp_path):
     shutil.copy(run_folder / "checkpoints/best.safetensors", "start.safetensors")
     start = ["backbone.checkpoint_path=start.safetensors", "run_dir=out"]
-    call(train, *SHORT, *start)
+    call(train, *SHORT, *start, "trainer.epochs=1")
     assert float(rows_of(tmp_path / "out/metrics.csv")[0]["top1"]) > 0.5
     os.remove("start.safetensors")
-    call(train, "resume=out", "trainer.epochs=3")
+    call(train, "resume=out", "trainer.epochs=2")
     call(evaluation, "run=out")
 
 
@@ -71,21 +71,20 @@ def test_a_signal_in_the_last_step_of_all(call, monkeypatch, tmp_path):
         return training_step(task, batch)
 
     monkeypatch.setattr(Classification, "training_step", last_step_is_interrupted)
-    said = call(train, *SHORT, "run_dir=out", "trainer.max_steps=3", code=75)
+    said = call(train, *SHORT, COARSE, "run_dir=out", "trainer.max_steps=3", code=75)
     assert "Stopped by SIGTERM after step 3. Nothing is lost; go on with: python train.py resume=out" in said
     assert not (tmp_path / "out/metrics.csv").exists()
     call(train, "resume=out")
     assert [row["steps"] for row in rows_of(tmp_path / "out/metrics.csv")] == ["3"] and len(steps) == 3
 
 
-LONG = ["trainer.epochs=4", "trainer.batch_size=64", "recipe.ema.decay=0.99", "backbone.drop_path_rate=0.1"]
+LONG = [COARSE, "trainer.epochs=4", "trainer.batch_size=64", "recipe.ema.decay=0.99", "backbone.drop_path_rate=0.1"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    command = [sys.executable, ROOT / "train.py", *LONG, "run_dir=out"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    train_in(folder, *LONG, "run_dir=out")
     return folder / "out"
 
 

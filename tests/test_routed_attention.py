@@ -10,7 +10,7 @@ from backbones.attention import BiLevelRoutingAttention, LePEAttention
 from backbones.attention.routed import choose_regions
 from backbones.kernels.routed import reference, routed_attention
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 @pytest.fixture(params=[1, 1_000_000], ids=["a region at a time", "at once"], autouse=True)

@@ -18,7 +18,7 @@ from training.tasks.dense.decoders import WithAuxiliary, build_segmentation_mode
 from training.tasks.dense.preparation import batched, padded_maps, resized
 from training.tasks.dense.segmenter import InferenceSettings, Segmenter
 
-fast = settings(max_examples=40, deadline=None)
+fast = settings(max_examples=12, deadline=None)
 sides = st.integers(1, 80)
 DATA = SimpleNamespace(mean=[0.5], std=[0.25], img_size=64, max_size=None)
 CLASSES = ["a", "b", "c", "d"]

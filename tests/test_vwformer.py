@@ -11,7 +11,7 @@ from backbones import InputError
 from backbones.kernels.window import window_attention
 from training.tasks.dense.vwformer import VaryingWindowAttention, VWFormerDecoder
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def context(index: int, window: int, ratio: int) -> range:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from backbones.attention import WindowAttention
 from backbones.kernels.window import window_attention
 
-fast = settings(max_examples=20, deadline=None)
+fast = settings(max_examples=8, deadline=None)
 
 
 def loops(q, k, v, window, shift, bias, pad_key, pad_value):
