@@ -25,7 +25,6 @@ from training.tasks.dense.neck import fitting_neck
 
 FAMILIES = backbones.list_families()
 STEM = {"gcvit": {"stem_stride": 2}, "overlock": {"stem_stride": 4}, "volo": {"patch_size": 8}}
-SOME = ("swin", "volo")
 LIBRARY = ("upernet", "fpn", "segformer")
 CHANNELS = [5, 6, 7, 8]
 
@@ -49,17 +48,8 @@ def total(output) -> torch.Tensor:
 # Every family with every decoder
 
 
-def combinations() -> list:
-    """By default every family with one decoder, and every decoder with a family of four strides and with one of two."""
-    necks = [*((name, "auto") for name in DECODERS), ("segformer", "simple_pyramid")]
-    return [
-        pytest.param(family, *neck, marks=() if family in SOME or neck == ("segformer", "auto") else pytest.mark.slow)
-        for family in FAMILIES
-        for neck in necks
-    ]
-
-
-@pytest.mark.parametrize(("family", "decoder", "neck"), combinations())
+@pytest.mark.parametrize(("decoder", "neck"), [*((name, "auto") for name in DECODERS), ("segformer", "simple_pyramid")])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_with_every_decoder(family, decoder, neck):
     finest = 4 if neck == "simple_pyramid" else nano(family).feature_info.reduction()[0]
     model = segmenter(family, decoder, neck=neck, auxiliary=decoder == "upernet").train()
@@ -237,9 +227,7 @@ def test_layers_of_the_backbone_decay_and_all_else_is_the_last_one(family):
     assert {group for name, group in coarse.items() if not name.startswith("backbone.")} == {max(stages.values()) + 1}
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in (*SOME, "overlock") else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_frozen_stages_stay_as_they_are(family):
     before = None
     for stages in (-1, 0, 1, 2, 3, 4):

@@ -26,8 +26,6 @@ from .detectors import (
     without_objects,
 )
 
-SOME = ("mask_rcnn", "retinanet")  # a head of two stages and of one
-
 
 @pytest.fixture
 def batch():
@@ -42,11 +40,7 @@ def batch():
 
 @pytest.mark.parametrize(
     ("family", "head"),
-    [
-        *(("swin", head) for head in HEADS),
-        *(pytest.param("volo", head, marks=() if head in SOME else pytest.mark.slow) for head in HEADS),
-        ("dinat", "cascade_mask_rcnn"),
-    ],
+    [*(("swin", head) for head in HEADS), *(("volo", head) for head in HEADS), ("dinat", "cascade_mask_rcnn")],
 )
 def test_all_that_a_detector_has_learns_from_any_picture(family, head, batch):
     """Data-parallel training relies on it: each parameter has a gradient, in pictures without objects too."""
@@ -135,7 +129,9 @@ def test_labels_are_shifted_for_detectors_with_a_background(first_label):
 # Predictions
 
 
-@pytest.mark.parametrize(("family", "head"), [*(("swin", head) for head in HEADS), *(("volo", head) for head in SOME)])
+@pytest.mark.parametrize(
+    ("family", "head"), [*(("swin", head) for head in HEADS), ("volo", "mask_rcnn"), ("volo", "retinanet")]
+)
 def test_predictions_are_of_the_pictures_own_pixels(family, head):
     sizes = [(64, 90), (30, 100), (131, 70)]  # as it is, made larger up to the limit, made smaller
     images = [torch.randint(0, 256, (1, *size), dtype=torch.uint8) for size in sizes]

@@ -156,11 +156,11 @@ def test_a_traceback_where_it_is_asked_for(call):
         call(train, "trainer.device=tpu", "debug=true")
 
 
-def test_help_and_configuration(run_program, call):
+def test_help_and_configuration(run_program):
     said = run_program("train.py", "--help").stdout
     assert f"backbone: {', '.join(backbones.list_models())}" in said
     assert "digits, huggingface, imagefolder" in said and "trainer.epochs=60" in said
-    said = call(train, "--cfg", "job", "experiment=swin/swin_t_in1k")
+    said = run_program("train.py", "--cfg", "job", "experiment=swin/swin_t_in1k").stdout
     assert "name: swin_t_in1k" in said and "auto_augment: rand-m9-mstd0.5-inc1" in said
 
 
