@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from .errors import InputError, first_line
-from .registry import list_families, list_models, model_info
+from .registry import list_families, model_info
 
 # Paul Tol's qualitative scheme "muted", which the colour-blind tell apart; the shapes tell without any colour.
 COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
