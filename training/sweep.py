@@ -156,20 +156,19 @@ class Sweep:
         alike = sum(_as_file(other.name) == _as_file(job.name) for other in self.jobs[:number])
         return self.run.path / (_as_file(job.name) + f"-{alike + 1}" * (alike > 0))
 
-    def result(self, job: Job) -> Row | None:
-        """What its evaluation found, where that is over, and of the weights as they are now."""
+    def done(self, job: Job) -> bool:
+        """Whether it has been evaluated, with the weights as they are now."""
         file = self.folder(job) / "eval.json"
         if not file.is_file():
-            return None
-        result = json.loads(file.read_text())
-        checkpoint = Path(result["checkpoint"] or file)
-        changed = checkpoint.exists() and checkpoint.stat().st_mtime > file.stat().st_mtime
-        return None if changed else result
+            return False
+        checkpoint = Path(json.loads(file.read_text())["checkpoint"] or file)
+        return not checkpoint.exists() or checkpoint.stat().st_mtime <= file.stat().st_mtime
 
-    def add(self, job: Job, result: Row | None, error: str | None = None) -> None:
-        """Set the job's row, and write the table."""
+    def add(self, job: Job, error: str | None = None) -> None:
+        """Set the job's row to what its eval.json says, or to the error, and write the table."""
         row = dict(job.values)
-        if result is not None:
+        if error is None:
+            result = json.loads((self.folder(job) / "eval.json").read_text())
             row |= {key: value for key, value in result.items() if isinstance(value, str | float | int)} | job.values
             if job.published and (result["data"], result["images"]) == ("imagenet", VALIDATION_IMAGES):
                 row |= dict(published_top1=job.published, difference=result["top1"] - job.published)
@@ -185,14 +184,14 @@ class Sweep:
     def table(self) -> str:
         """The rows so far in Markdown: what tells them apart, and the figures."""
         rows = [self.rows[job.name] for job in self.jobs if job.name in self.rows]
-        told = list(self.jobs[0].values)
-        hidden = {"task", "backbone", "data", "checkpoint", "overrides"} - set(told)
         columns = []
         for name in _columns(rows):
             values = [row.get(name) for row in rows]
+            alike = name in ("task", "backbone", "data") and len({*values} - {None}) < 2
+            if name not in self.jobs[0].values and (alike or name in ("checkpoint", "overrides")):
+                continue
             rate = name not in ("loss", "images_per_second") and any(isinstance(value, float) for value in values)
-            if name not in hidden:
-                columns.append([_title(name, rate), *(_cell(name, value, rate) for value in values)])
+            columns.append([_title(name, rate), *(_cell(name, value, rate) for value in values)])
         return aligned(columns)
 
     def run_all(self, evaluate: Callable[[Job, Path, Callable[[], None]], None], debug: bool) -> None:
@@ -204,18 +203,14 @@ class Sweep:
         """
         first = rank() == 0
         with self.run.locked() if first else nullcontext(), _stopping(self.run.path) as check:
-            results = broadcast([self.result(job) for job in self.jobs] if first else None)
+            done = broadcast([self.done(job) for job in self.jobs] if first else None)
             if first:
-                print(
-                    f"{len(self.jobs)} evaluations, {sum(map(bool, results))} of them done before, in {self.run.path}"
-                )
-            for job, result in zip(self.jobs, results):
+                print(f"{len(self.jobs)} evaluations, {sum(done)} of them done before, in {self.run.path}", flush=True)
+            for job, known in zip(self.jobs, done):
                 check()
-                error = None
-                if result is None:
-                    error = _failure(evaluate, job, self.folder(job), check, debug)
+                error = None if known else _failure(evaluate, job, self.folder(job), check, debug)
                 if first:
-                    self.add(job, self.result(job) if error is None else None, error)
+                    self.add(job, error)
         if not first:
             return
         print(f"\n{self.table()}\n\nThe table: {self.run.path}/results.csv and results.md")
