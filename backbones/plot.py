@@ -155,14 +155,14 @@ def draw(points: list[Point], measured: dict[str, str]) -> Figure:
 
 def label(axes: Axes, places: list[tuple[float, float, str]]) -> None:
     """Write names beside places, each in the nearest spot where it covers no name, no mark and no edge."""
-    figure, renderer = axes.figure, axes.figure.canvas.get_renderer()
+    figure = axes.figure
     # In pixels, as are all boxes here.
     marks = axes.transData.transform([place[:2] for place in places])
     taken = [Bbox.from_bounds(x - MARK, y - MARK, 2 * MARK, 2 * MARK) for x, y in marks]
     spots = [(distance, math.radians(angle)) for distance in range(8, 160, 4) for angle in range(0, 360, 15)]
     for (x, y), place in sorted(zip(marks.tolist(), places), key=lambda pair: (-pair[0][1], pair[0][0])):
         text = figure.text(0, 0, place[2], fontsize=8)
-        width, height = text.get_window_extent(renderer).size
+        width, height = text.get_window_extent().size
         text.remove()
         for distance, angle in spots:
             right, up = (distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle)
