@@ -162,7 +162,7 @@ def label(axes: Axes, places: list[tuple[float, float, str]]) -> None:
     spots = [(distance, math.radians(angle)) for distance in range(8, 160, 4) for angle in range(0, 360, 15)]
     for (x, y), place in sorted(zip(marks.tolist(), places), key=lambda pair: (-pair[0][1], pair[0][0])):
         text = figure.text(0, 0, place[2], fontsize=8)
-        width, height = text.get_window_extent().size
+        width, height = text.get_window_extent().size + 2  # and a pixel around
         text.remove()
         for distance, angle in spots:
             right, up = (distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle)

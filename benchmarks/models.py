@@ -37,7 +37,7 @@ import torchvision
 from torch import nn
 
 import backbones
-from backbones.errors import first_line
+from backbones.errors import InputError, first_line
 from backbones.kernels.dispatch import use
 from training.engine.files import write_text
 
@@ -177,7 +177,7 @@ class Table:
             with path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 if reader.fieldnames != COLUMNS:
-                    raise SystemExit(f"{path} has other columns than {', '.join(COLUMNS)}. Choose another --output.")
+                    raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}. Choose another --output.")
                 self.rows = list(reader)
 
     def key(self, row: Row) -> tuple[str, ...]:
@@ -236,7 +236,10 @@ def main() -> None:
     if unknown:
         parser.error(f"no model is named like {', '.join(unknown)}; python -m backbones list prints all names")
 
-    table = Table(options.output)
+    try:
+        table = Table(options.output)
+    except InputError as error:
+        parser.error(str(error))
     sides = ["ours", *(side for side in options.against if side != "none")]
     choices = (options.device, options.mode, options.dtype, options.compile, options.batch, options.size)
     cases = [Case(*chosen, name) for *chosen, name in itertools.product(*choices, dict.fromkeys(names))]

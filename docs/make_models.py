@@ -32,15 +32,13 @@ def record(name: str, tag: str | None) -> dict[str, Any]:
     info = backbones.model_info(f"{name}.{tag}" if tag else name)
     own = info["tags"].get(tag, {})
     return dict(
+        family=info["family"],
         model=name,
         tag=tag,
-        family=info["family"],
-        parameters=info["parameters"],
-        macs=info["macs"],
+        parameters_m=f"{info['parameters'] / 1e6:.2f}",
+        gmacs=f"{info['macs'] / 1e9:.2f}",
         input_size=info["input_size"][-1],
-        min_size=info["min_size"],
         strides=" ".join(map(str, info["strides"])),
-        channels=" ".join(map(str, info["channels"])),
         top1=own.get("top1"),
         num_classes=own.get("num_classes"),
         crop_pct=own.get("crop_pct"),
@@ -63,8 +61,8 @@ def row(name: str, tag: str | None) -> list[str]:
         weights += f", {info['num_classes']:,} classes" if info["num_classes"] else ", classes not stated"
     return [
         f"`{name}.{tag}`" if tag else f"`{name}`",
-        f"{info['parameters'] / 1e6:.2f}",
-        f"{info['macs'] / 1e9:.2f}",
+        info["parameters_m"],
+        info["gmacs"],
         f"{info['input_size']}×{info['input_size']}",
         info["strides"].replace(" ", ", "),
         f"{info['top1']:.1f}" if info["top1"] else "–",

@@ -52,7 +52,7 @@ def test_a_table_is_gone_on_with(measured):
     assert ours["speed_ratio"] == ours["memory_ratio"] == "1" and theirs["ms"] == "" and float(ours["ms"]) > 0
     assert float(ours["images_per_second"]) == pytest.approx(2000 / float(ours["ms"]), rel=1e-3)
     assert float(reference["speed_ratio"]) == pytest.approx(float(reference["ms"]) / float(ours["ms"]), rel=1e-3)
-    assert ours["parameters_m"] == reference["parameters_m"] == "0.7229" and float(ours["memory_mib"]) > 0.05
+    assert ours["parameters_m"] == reference["parameters_m"] and float(ours["memory_mib"]) > 0.05
     assert ours["torch"] == torch.__version__ and ours["commit"] and ours["machine"] and ours["threads"].isdigit()
     assert "geometric mean of the speeds to reference's" in said and "timm has no swin_nano" in said
 
@@ -82,8 +82,7 @@ def test_wrong_arguments(measured, tmp_path):
     assert "no model is named like swin_x" in measured("swin_x", code=2)[1]
     assert "int8 is none of float32, bfloat16" in measured("--dtype", "int8", code=2)[1]
     (tmp_path / "table.csv").write_text("model,ms\n")
-    with pytest.raises(SystemExit, match="has other columns"):
-        measured("swin_nano", code=1)
+    assert "has other columns" in measured("swin_nano", code=2)[1]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ ROW = SETTING | dict(batch="4", side="ours", size="224", images_per_second="20",
 
 def write_table(path, rows) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["model", *ROW])
+        writer = csv.DictWriter(file, ["model", "reason", *ROW])
         writer.writeheader()
         writer.writerows(ROW | row for row in rows)
 
