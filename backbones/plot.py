@@ -19,7 +19,16 @@ from .registry import list_families, model_info
 COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 SHAPES = "osD^vP*Xh"
 MARK = 6  # half the side of a mark, in pixels
-SETTINGS = ("machine", "threads", "device", "mode", "dtype", "compile", "batch")  # that a picture can have one of
+SETTINGS = (
+    "machine",
+    "threads",
+    "clock",
+    "device",
+    "mode",
+    "dtype",
+    "compile",
+    "batch",
+)  # that a picture can have one of
 # Column of the table, title, axis.
 PANELS = (
     ("images_per_second", "Speed: further right is faster", "images per second (measured)"),
@@ -144,7 +153,8 @@ def draw(points: list[Point], measured: dict[str, str]) -> Figure:
     figure.suptitle(
         "Image classifiers: accuracy against speed, size and arithmetic. Up is more accurate.\n"
         f"Speed: {work} in {measured['dtype']}{compiled}, {measured['batch']} image(s) at a time, on "
-        f"{measured['machine']} ({measured['threads']} threads)",
+        f"{measured['machine']} ({measured['threads']} thread(s)"
+        f"{', seconds of the processor' * (measured['clock'] == 'processor')})",
         fontsize=12,
     )
     figure.draw_without_rendering()  # the labels need to know where everything is

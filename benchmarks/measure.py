@@ -75,12 +75,14 @@ def training(model: torch.nn.Module, images: torch.Tensor) -> Run:
     return run
 
 
-def medians(runs: Sequence[Run], rounds: int, warmup: int = 2) -> list[float]:
+def medians(
+    runs: Sequence[Run], rounds: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each, run in turn so that what disturbs the machine disturbs all alike."""
     for _ in range(warmup):
         for run in runs:
             run()
-    times = [[_seconds(run) for run in runs] for _ in range(rounds)]
+    times = [[_seconds(run, clock) for run in runs] for _ in range(rounds)]
     return [statistics.median(side) for side in zip(*times)]
 
 
@@ -109,11 +111,11 @@ def peak_memory(run: Run, on: torch.device | None = None) -> int:
     return peak
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Run, clock: Callable[[], float]) -> float:
     if device().type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     run()
     if device().type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started

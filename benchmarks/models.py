@@ -13,7 +13,8 @@ A row of the table is one side of one combination: median milliseconds of a run,
 that a run holds beyond weights and optimizer in MiB, and ratios of ours to that side: above 1 we are faster, or need
 more memory. What cannot run has the reason instead. A run is a forward pass, or in training forward, backward and
 AdamW; other types than float32 are autocast there, and the type of the weights in inference. --output is written after
-every combination, and a combination that it has, from the same machine, is not measured again.
+every combination, and a combination that it has, from the same machine, is not measured again. Where other programs
+want the cores as well, --clock processor counts the seconds that a run had them, with OMP_NUM_THREADS=1 those of one.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import gc
 import io
 import itertools
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
@@ -68,6 +70,7 @@ PEERS = {
 }
 ANY_SIZE = ("davit",)  # of timm's: these take any image; the others are built for one size
 TINY = ["swin_t", "davit_t", "gcvit_t", "volo_d1", "litv2_s", "biformer_t", "nat_t", "dinat_t", "l2vit_t", "overlock_t"]
+CLOCKS = dict(wall=time.perf_counter, processor=time.process_time)
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 # What one side may fail of while the others go on; running out of memory is a RuntimeError.
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, OSError)
@@ -80,6 +83,7 @@ Row = dict[str, Any]
 class Case:
     """One combination of what can be chosen."""
 
+    clock: str
     device: str
     mode: str
     dtype: str
@@ -142,7 +146,7 @@ def measure_case(case: Case, sides: list[str], rounds: int) -> list[Row]:
         except FAILURES as error:
             reasons[side] = reason(error)
     try:
-        times = dict(zip(runs, measure.medians(list(runs.values()), rounds)))
+        times = dict(zip(runs, measure.medians(list(runs.values()), rounds, clock=CLOCKS[case.clock])))
         memory = {side: measure.peak_memory(run, device) / 2**20 for side, run in runs.items()}
     except RuntimeError as error:  # each could run alone, but not beside the others
         reasons |= dict.fromkeys(runs, f"beside the other sides: {reason(error)}")
@@ -225,6 +229,9 @@ def main() -> None:
     parser.add_argument("--compile", type=several(*COMPILE), default=["none"], help="modes of torch.compile, or none")
     parser.add_argument("--batch", type=several(kind=int), default=[8])
     parser.add_argument("--size", type=several(kind=int), default=[224], help="side of the images, in pixels")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="processor: seconds of all cores, on a busy CPU"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each side")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="the table, begun or to be gone on with")
     parser.add_argument("--smoke", action="store_true", help="nanos and a single run; the figures mean nothing")
@@ -236,12 +243,23 @@ def main() -> None:
     if unknown:
         parser.error(f"no model is named like {', '.join(unknown)}; python -m backbones list prints all names")
 
+    if options.clock == "processor" and "cuda" in options.device:
+        parser.error("a processor's clock says nothing about a GPU")
+
     try:
         table = Table(options.output)
     except InputError as error:
         parser.error(str(error))
     sides = ["ours", *(side for side in options.against if side != "none")]
-    choices = (options.device, options.mode, options.dtype, options.compile, options.batch, options.size)
+    choices = (
+        [options.clock],
+        options.device,
+        options.mode,
+        options.dtype,
+        options.compile,
+        options.batch,
+        options.size,
+    )
     cases = [Case(*chosen, name) for *chosen, name in itertools.product(*choices, dict.fromkeys(names))]
     for device in options.device:
         print(", ".join(f"{key} {value}" for key, value in measure.machine(torch.device(device)).items()))

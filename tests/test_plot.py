@@ -15,7 +15,9 @@ from backbones.plot import COLOURS, PANELS, SHAPES, Point, draw, plot
 
 from .conftest import outcome
 
-SETTING = dict(machine="a computer", threads="2", device="cpu", mode="inference", dtype="float32", compile="none")
+SETTING = dict(
+    machine="a computer", clock="wall", threads="2", device="cpu", mode="inference", dtype="float32", compile="none"
+)
 ROW = SETTING | dict(batch="4", side="ours", size="224", images_per_second="20", parameters_m="28.3", gmacs="4.5")
 
 
@@ -49,7 +51,7 @@ def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(InputError, match="no table at"):
         plot(table, tmp_path / "p.png", {})
     table.write_text("model,ms\n")
-    with pytest.raises(InputError, match="has no column batch, compile"):
+    with pytest.raises(InputError, match="has no column batch, clock, compile"):
         plot(table, tmp_path / "p.png", {})
     write_table(table, [dict(model="swin_t"), dict(model="nat_t", batch="8")])
     with pytest.raises(InputError, match=r"differ in batch: 4, 8. Choose by --only 'batch=4'"):
