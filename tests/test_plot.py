@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 import backbones
 from backbones import InputError
@@ -74,25 +75,14 @@ def test_labels_cover_nothing_and_families_are_told_apart():
         row = ROW | {column: f"{10 * 2**step * draw_from.uniform(0.9, 1.1)}" for column, _, _ in PANELS}
         points.append(Point(f"{family}_{size}", family, 82 + step + draw_from.uniform(0, 0.4), size == "l", row))
     figure = draw(points, ROW)
+    figure.draw_without_rendering()
     for axes in figure.axes:
         assert len(axes.texts) == len(points) == 36
-        assert not [pair for pair in itertools.combinations(axes.texts, 2) if _overlap(*pair)]
+        words = [Text.get_window_extent(text) for text in axes.texts]  # without the lines that lead to the marks
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(words, 2))
         marks = axes.transData.transform([text.xy for text in axes.texts])
-        for text in axes.texts:
-            box = _words(text)
+        for box in words:
             assert not any(box.contains(x, y) for x, y in marks) and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert entries == [*backbones.list_families(), "hollow: pre-trained on ImageNet-22k"]
     assert len(set(COLOURS)) == len(set(SHAPES)) == len(backbones.list_families())
-
-
-def _words(text):
-    """The box of a label's words alone, without the line that leads to its mark."""
-    lead, text.arrow_patch = text.arrow_patch, None
-    box = text.get_window_extent()
-    text.arrow_patch = lead
-    return box
-
-
-def _overlap(one, other) -> bool:
-    return _words(one).overlaps(_words(other))

@@ -175,7 +175,7 @@ class Sweep:
         self.rows[job.name] = row | dict(error=error, overrides=" ".join(job.overrides))
         rows = [self.rows[job.name] for job in self.jobs if job.name in self.rows]
         text = io.StringIO()
-        writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+        writer = csv.DictWriter(text, _columns(rows), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.run.path / "results.csv", text.getvalue())
