@@ -109,7 +109,11 @@ def build(side: str, case: Case) -> nn.Module:
     if name is None:
         raise LookupError(f"{side} has no {case.model}")
     if side == "torchvision":
-        return torchvision.models.get_model(name, weights=None, stochastic_depth_prob=0.0)
+        model = torchvision.models.get_model(name, weights=None)
+        for module in model.modules():  # whose rates its functions fix; the others have none
+            if isinstance(module, torchvision.ops.StochasticDepth):
+                module.p = 0.0
+        return model
     size = {} if name.startswith(ANY_SIZE) else dict(img_size=case.size)
     return timm.create_model(name, drop_path_rate=0.0, **size)
 
