@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -73,7 +74,7 @@ def plot(table: Path, output: Path, only: dict[str, str]) -> str:
         raise InputError(f"No model in {table} has published ImageNet-1k weights at the size that was measured.")
     figure = draw(points, rows[0])
     try:
-        figure.savefig(output, dpi=150)
+        figure.savefig(output, dpi=110)
     except ValueError as error:  # a format that matplotlib does not know
         raise InputError(f"The picture {output} cannot be written: {first_line(error)}.") from error
     left_out = f" Without published top-1 at that size: {', '.join(unpublished)}." if unpublished else ""
@@ -127,7 +128,7 @@ def draw(points: list[Point], measured: dict[str, str]) -> Figure:
         axes.set_xlabel(unit)
         axes.set_xscale("log")
         axes.margins(0.14, 0.08)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(color="0.9", zorder=0)
@@ -136,7 +137,10 @@ def draw(points: list[Point], measured: dict[str, str]) -> Figure:
             colour, shape = styles[line[0].family]
             x, y = [float(p.row[column]) for p in line], [p.top1 for p in line]
             inside = "white" if line[0].pretrained else colour
-            axes.plot(x, y, color=colour, marker=shape, markersize=7, markerfacecolor=inside, linewidth=1, zorder=2)
+            axes.plot(x, y, color=colour, linewidth=1, alpha=0.5, zorder=2)
+            axes.plot(
+                x, y, color=colour, marker=shape, markersize=7, markerfacecolor=inside, linestyle="none", zorder=3
+            )
     all_axes[0].set_ylabel("top-1 accuracy on ImageNet-1k, % (as published)")
 
     families = [family for family in styles if any(point.family == family for point in points)]
@@ -150,11 +154,12 @@ def draw(points: list[Point], measured: dict[str, str]) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     work = {"inference": "forward passes", "training": "training steps"}[measured["mode"]]
     compiled = "" if measured["compile"] == "none" else f", torch.compile ({measured['compile']})"
+    clock = {"wall": "", "processor": ", time of the processor"}[measured["clock"]]
     figure.suptitle(
-        "Image classifiers: accuracy against speed, size and arithmetic. Up is more accurate.\n"
-        f"Speed: {work} in {measured['dtype']}{compiled}, {measured['batch']} image(s) at a time, on "
-        f"{measured['machine']} ({measured['threads']} thread(s)"
-        f"{', seconds of the processor' * (measured['clock'] == 'processor')})",
+        "Image classifiers: accuracy against speed, size and arithmetic\n"
+        "Up is more accurate; a line joins the sizes of one architecture. "
+        f"Speed: {work} in {measured['dtype']}{compiled}, batch {measured['batch']}, "
+        f"on {measured['machine']}, threads: {measured['threads']}{clock}",
         fontsize=12,
     )
     figure.draw_without_rendering()  # the labels need to know where everything is
@@ -189,5 +194,6 @@ def label(axes: Axes, places: list[tuple[float, float, str]]) -> None:
             fontsize=8,
             ha="center",
             va="center",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # against the lines below
             arrowprops=dict(arrowstyle="-", color="0.6", linewidth=0.6) if distance > 16 else None,
         ).set_in_layout(False)
