@@ -78,7 +78,7 @@ def plot(table: Path, output: Path, only: dict[str, str]) -> str:
     except ValueError as error:  # a format that matplotlib does not know
         raise InputError(f"The picture {output} cannot be written: {first_line(error)}.") from error
     left_out = f" Without published top-1 at that size: {', '.join(unpublished)}." if unpublished else ""
-    return f"{len(points)} models are in {output}.{left_out}"
+    return f"{len({point.name for point in points})} models are in {output}.{left_out}"
 
 
 def read_rows(table: Path, only: dict[str, str]) -> list[dict[str, str]]:

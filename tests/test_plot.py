@@ -42,7 +42,7 @@ def test_a_picture_of_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["backbones", "plot", "table.csv"])
     said = outcome(capsys, 0, main).out
-    assert "4 models are in plot.png. Without published top-1 at that size: swin_nano." in said
+    assert "3 models are in plot.png. Without published top-1 at that size: swin_nano." in said
     pixels = imread(tmp_path / "plot.png")
     assert pixels.shape[1] > 1500 and (pixels < 0.5).any()
 
