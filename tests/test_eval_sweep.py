@@ -15,11 +15,13 @@ from timm.data import ImageNetInfo
 
 import backbones
 import eval as evaluation
+import train
 from backbones import InputError
 from training.data import DATASETS, ImageNet
 from training.sweep import Job, Sweep, jobs_of
 
 from .conftest import ROOT, rows_of
+from .test_distributed import run as run_together
 
 OWN = ["-m", "checkpoint='w/${backbone.name}.pt'", "data=digits", "data.workers=0", "trainer.device=cpu"]
 
@@ -136,6 +138,29 @@ def test_a_signal_loses_nothing(call, tmp_path):
     assert "2 of them done before" in call(evaluation, *arguments)
     said = call(evaluation, *arguments, "data.crop_pct=1", code=2)
     assert "says that table is the table of something else" in said
+
+
+def test_runs_and_lists_of_values(call, tmp_path):
+    quick = ["backbone=davit_nano", "trainer.max_steps=1", "trainer.device=cpu", "data.workers=0"]
+    call(train, *quick, "run_dir=trained/one")
+    said = call(evaluation, "-m", "run='trained/*'", "trainer.precision=fp32,bf16", "run_dir=table")
+    assert "2 evaluations" in said and "| run         | trainer.precision |" in said
+    single, half = rows_of(tmp_path / "table/results.csv")
+    summary = json.loads((tmp_path / "trained/one/summary.json").read_text())
+    assert float(single["top1"]) == summary["top1"] and single["run"] == half["run"] == "trained/one"
+    assert [row["trainer.precision"] for row in (single, half)] == ["fp32", "bf16"] and single["loss"] != half["loss"]
+
+
+@pytest.mark.slow
+def test_a_table_by_several_processes(call, tmp_path):
+    write_weights("davit_nano")
+    arguments = [*OWN, "backbone=d*_nano", "run_dir=table"]
+    said = run_together(tmp_path, 2, *arguments, code=1, program=["eval.py"])  # torchrun's, of any failed process
+    assert said.count("2 evaluations, 0 of them done before") == said.count("could not be evaluated") == 1
+    davit, dinat = rows_of(tmp_path / "table/results.csv")
+    assert davit["images"] == "360" and not davit["error"] and "no checkpoint at" in dinat["error"]
+    alone = call(evaluation, *arguments[:-1], "run_dir=alone", code=2)
+    assert "1 of 2" in alone and rows_of(tmp_path / "alone/results.csv")[0]["top1"] == davit["top1"]
 
 
 def test_arguments_that_a_table_has_no_use_for(call):
