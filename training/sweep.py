@@ -233,7 +233,8 @@ def _failure(evaluate: Callable, job: Job, folder: Path, check: Callable[[], Non
         if (reason := paragraph(error)) is None:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {first_line(error)}"
-        print(f"{job.name}: {reason}", flush=True)
+        if rank() == 0:
+            print(f"{job.name}: {reason}", flush=True)
         return reason
 
 
