@@ -247,6 +247,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no model is named like {', '.join(unknown)}; python -m backbones list prints all names")
 
+    if "cuda" in options.device and not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU here; use --device cpu")
     if options.clock == "processor" and "cuda" in options.device:
         parser.error("a processor's clock says nothing about a GPU")
 

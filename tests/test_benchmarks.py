@@ -80,6 +80,8 @@ def test_the_peers_are_the_same_networks(measured):
 
 def test_wrong_arguments(measured, tmp_path):
     assert "no model is named like swin_x" in measured("swin_x", code=2)[1]
+    if not torch.cuda.is_available():
+        assert "PyTorch finds no GPU here" in measured("--device", "cpu,cuda", code=2)[1]
     assert "int8 is none of float32, bfloat16" in measured("--dtype", "int8", code=2)[1]
     (tmp_path / "table.csv").write_text("model,ms\n")
     assert "has other columns" in measured("swin_nano", code=2)[1]
