@@ -4,12 +4,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
 
@@ -26,13 +28,16 @@ from training.building import (
     task_class,
 )
 from training.commandline import ending_well
-from training.data import DATASETS, BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
+from training.data import BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
 from training.data.dense import DenseSettings, upright
 from training.distributed import choose_device, gather, joined, rank, world_size
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
+from training.sweep import Job, Sweep, comes_cropped, jobs_of
 from training.tasks import Scoring
 
 PER_CALL = ("run", "checkpoint", "image", "run_dir", "debug")
+PATTERNS = ("backbone", "run", "checkpoint")  # keys whose values may have * and ? with -m
+MULTIRUN, HELP = {"-m", "--multirun"}, {"-h", "--help", "--hydra-help"}
 
 
 @dataclass
@@ -52,6 +57,11 @@ class EvalConfig:
 
 def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> None:
     """Evaluate a run's best weights, or another checkpoint, on its validation set, on other data, or on one picture."""
+    report(*config_of_run(folder, overrides, given), given.get("image"), Path(given.get("run_dir", folder)))
+
+
+def config_of_run(folder: Path, overrides: list[str], given: dict[str, str]) -> tuple:
+    """What to evaluate of a run, its configuration with overrides on top, and the checkpoint."""
     run = RunFolder(folder)
     of_data = [text for text in overrides if "data" in given and text.startswith(("data=", "data."))]
     config = OmegaConf.to_object(saved_config(folder, [text for text in overrides if text not in of_data]))
@@ -61,15 +71,26 @@ def evaluate_run(folder: Path, overrides: list[str], given: dict[str, str]) -> N
     checkpoint = Path(given.get("checkpoint", run.best))
     if checkpoint == run.best and not run.best.is_file():
         raise InputError(f"The run in {folder} has no weights yet: {run.best} does not exist. Let it finish an epoch.")
-    report(config, checkpoint, given.get("image"), Path(given.get("run_dir", folder)))
+    return config, checkpoint
+
+
+def config_of(cfg: DictConfig) -> tuple:
+    """What to evaluate as composed, and the checkpoint; None: the weights that the backbone's own keywords name."""
+    if OmegaConf.is_missing(cfg, "backbone") or OmegaConf.is_missing(cfg, "data"):
+        raise InputError("Name what to evaluate: run=PATH, or backbone=NAME checkpoint=PATH data=NAME.")
+    config = OmegaConf.to_object(cfg)
+    own = (config.backbone.get(key) for key in ("checkpoint", "checkpoint_path", "pretrained"))
+    if not (config.checkpoint or any(own)):
+        raise InputError("Name the weights to evaluate: checkpoint=PATH, or backbone.pretrained=true.")
+    return config, Path(config.checkpoint) if config.checkpoint else None
 
 
 def other_data(learned: DataSettings, name: str, overrides: list[str]) -> DataSettings:
     """Another data set, for a network that learned from `learned`: its pictures are prepared as those were."""
     common = DenseSettings if isinstance(learned, DenseSettings) else DataSettings
     kept = {field.name: getattr(learned, field.name) for field in fields(common) if field.name != "name"}
-    if getattr(DATASETS.get(name), "crop_pct", DataSettings.crop_pct) != DataSettings.crop_pct:
-        del kept["crop_pct"]  # its pictures come cropped
+    if comes_cropped(name):
+        del kept["crop_pct"]
     kept = [f"data.{key}={json.dumps(value)}" for key, value in kept.items()]
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         return OmegaConf.to_object(hydra.compose("eval", kept + overrides).data)
@@ -87,8 +108,13 @@ def report(config, checkpoint: Path | None, image: str | None, folder: Path | No
         report_together(config, checkpoint, image, folder, device)
 
 
-def report_together(config, checkpoint: Path | None, image: str | None, folder: Path | None, device) -> None:
-    """`report` in one of the processes that torchrun started, or in the only one; the first of them writes."""
+def report_together(
+    config, checkpoint: Path | None, image: str | None, folder: Path | None, device, check: Callable = lambda: None
+) -> None:
+    """`report` in one of the processes that torchrun started, or in the only one; the first of them writes.
+
+    `check` is called after each batch; what it raises ends the evaluation.
+    """
     first = rank() == 0
     reporter = Reporter(quiet=not first)
     kind = task_class(config)
@@ -138,7 +164,8 @@ def report_together(config, checkpoint: Path | None, image: str | None, folder: 
         folder = output_folder(folder)
     bad_images.reasons.clear()
     started = time.perf_counter()
-    metrics = evaluate(task, loader_of(source, rank=rank(), processes=world_size()), precision, reporter)
+    loader = loader_of(source, rank=rank(), processes=world_size())
+    metrics = evaluate(task, loader, precision, reporter, check=check)
     seconds = time.perf_counter() - started
     unreadable = sorted({name for each in gather(list(bad_images.reasons)) for name in each})
     if not first:
@@ -202,22 +229,48 @@ def find(task, config, file: Path, folder: Path | None) -> None:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="eval")
 def compose_and_evaluate(cfg: DictConfig) -> None:
     with ending_well(cfg.debug):
-        if OmegaConf.is_missing(cfg, "backbone") or OmegaConf.is_missing(cfg, "data"):
-            raise InputError("Name what to evaluate: run=PATH, or backbone=NAME checkpoint=PATH data=NAME.")
-        config = OmegaConf.to_object(cfg)
-        if not (config.checkpoint or config.backbone.get("checkpoint_path") or config.backbone.get("pretrained")):
-            raise InputError("Name the weights to evaluate: checkpoint=PATH, or backbone.pretrained=true.")
-        checkpoint, folder = (Path(path) if path else None for path in (config.checkpoint, config.run_dir))
-        report(config, checkpoint, config.image, folder)
+        config, checkpoint = config_of(cfg)
+        report(config, checkpoint, config.image, Path(config.run_dir) if config.run_dir else None)
+
+
+def evaluate_all(arguments: list[str]) -> None:
+    """Evaluate every combination of the values given, patterns among them, into one table (`training.sweep`)."""
+    for argument in arguments:
+        if "=" not in argument or argument.startswith(("hydra", "image=")):
+            raise InputError(f"With -m, which makes a table of many evaluations, {argument} has no place.")
+    given = {}
+    for override in OverridesParser.create().parse_overrides(arguments):
+        key, _, text = override.input_line.partition("=")
+        value = [override.value()] if isinstance(override.value(), str) and key in PATTERNS else [text]
+        given[key] = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
+    asked = [argument for argument in arguments if argument.partition("=")[0] not in ("run_dir", "debug")]
+    [run_dir], [debug] = (given.pop(key, [default]) for key, default in (("run_dir", None), ("debug", "false")))
+    device = choose_device(given.get("trainer.device", ["auto"])[0])
+
+    def evaluate_one(job: Job, folder: Path, check: Callable) -> None:
+        of_one = dict(text.split("=", 1) for text in job.overrides)
+        if "run" in of_one:
+            overrides = [text for text in job.overrides if text.partition("=")[0] not in PER_CALL]
+            config, checkpoint = config_of_run(Path(of_one["run"]), overrides, of_one)
+        else:
+            with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+                config, checkpoint = config_of(hydra.compose("eval", list(map(with_free_keywords, job.overrides))))
+        report_together(config, checkpoint, None, folder, device, check)
+
+    with joined(device, float(given.get("trainer.timeout", [TrainerSettings.timeout])[0])):
+        sweep = Sweep(asked, Path(run_dir) if run_dir else None, jobs_of(given))
+        sweep.run_all(evaluate_one, debug.lower() == "true")
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluate the run that run=PATH names, or compose a configuration."""
+    """Evaluate many into one table, or the run that run=PATH names, or compose a configuration."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach `ending_well`
     register_schemas(eval=EvalConfig)
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     with ending_well(given.get("debug", "").lower() == "true"):
-        if "run" in given:
+        if MULTIRUN & set(arguments) and not HELP & set(arguments):
+            evaluate_all([argument for argument in arguments if argument not in MULTIRUN])
+        elif "run" in given:
             overrides = [argument for argument in arguments if argument.partition("=")[0] not in PER_CALL]
             evaluate_run(Path(given["run"]), overrides, given)
         else:

@@ -1,4 +1,4 @@
-"""Tools of the zoo: python -m backbones list | info | explain | tune."""
+"""Tools of the zoo: python -m backbones list | info | explain | plot | tune."""
 
 import argparse
 import json
@@ -55,6 +55,13 @@ def explain_command(options: argparse.Namespace) -> None:
     print(explain(**{key: value for key, value in vars(options).items() if key != "run"}))
 
 
+def plot_command(options: argparse.Namespace) -> None:
+    from .plot import plot  # matplotlib is imported here alone
+
+    only = dict(setting.partition("=")[::2] for setting in options.only)
+    print(plot(options.table, options.output, only))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones", description="Tools of the zoo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -80,6 +87,14 @@ def main() -> None:
     )
     command.add_argument("--class", dest="label", metavar="NAME", help="or number, for Grad-CAM; the likeliest class")
     command.set_defaults(run=explain_command)
+
+    command = commands.add_parser("plot", help="published accuracy against measured speed and size, as a picture")
+    command.add_argument(
+        "table", type=Path, metavar="FILE.csv", help="of python -m benchmarks models --output FILE.csv"
+    )
+    command.add_argument("--output", type=Path, default=Path("plot.png"), metavar="FILE", help="plot.png if not given")
+    command.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="rows, such as mode=inference")
+    command.set_defaults(run=plot_command)
 
     command = commands.add_parser("tune", help="measure better launch settings for the Triton kernels; needs a GPU")
     command.add_argument("--match", default="", help="only workloads with this in their operator or name")

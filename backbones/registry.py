@@ -118,6 +118,18 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     return sorted(full for full in tagged if any(fnmatch.fnmatch(n, pattern) for n in (full, full.partition(".")[0])))
 
 
+def published_weights(name: str) -> dict[str, Any]:
+    """The facts of the checkpoint `name.tag`, as `model_info` has them for all tags."""
+    name, _, tag = name.partition(".")
+    _tagged_cfg(name, tag)
+    return checkpoints(_find(name).family, name)[tag]
+
+
+def family_of(name: str) -> str:
+    """The family of a model, such as "dinat" for "nat_t"."""
+    return _find(name.partition(".")[0]).family
+
+
 def list_families() -> list[str]:
     """Sorted names of the families."""
     return sorted({variant.family for variant in _variants.values()})

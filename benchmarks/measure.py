@@ -1,12 +1,17 @@
 """What the benchmarks share: turns of work, their times and their peak memory."""
 
+import os
 import platform
+import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 Run = Callable[[], None]
@@ -21,6 +26,28 @@ def headline(precision: str = "fp32, eager") -> str:
     on_cuda = device().type == "cuda"
     where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     return f"{device().type} ({where}), torch {torch.__version__}, timm {timm.__version__}, {precision}"
+
+
+def machine(on: torch.device) -> dict[str, str]:
+    """Where and with what something is measured, for the rows of a table."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True)
+    return dict(
+        machine=torch.cuda.get_device_name(on) if on.type == "cuda" else _cpu(),
+        cores=str(os.cpu_count()),
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        timm=timm.__version__,
+        commit=commit.stdout.decode().strip() or "unknown",
+    )
+
+
+def _cpu() -> str:
+    """What the processor calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def inference(model: torch.nn.Module, images: torch.Tensor) -> Run:
@@ -48,12 +75,14 @@ def training(model: torch.nn.Module, images: torch.Tensor) -> Run:
     return run
 
 
-def medians(runs: Sequence[Run], rounds: int, warmup: int = 2) -> list[float]:
+def medians(
+    runs: Sequence[Run], rounds: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each, run in turn so that what disturbs the machine disturbs all alike."""
     for _ in range(warmup):
         for run in runs:
             run()
-    times = [[_seconds(run) for run in runs] for _ in range(rounds)]
+    times = [[_seconds(run, clock) for run in runs] for _ in range(rounds)]
     return [statistics.median(side) for side in zip(*times)]
 
 
@@ -64,10 +93,10 @@ def macs(model: torch.nn.Module, images: torch.Tensor) -> float:
     return counter.get_total_flops() / 2
 
 
-def peak_memory(run: Run) -> int:
+def peak_memory(run: Run, on: torch.device | None = None) -> int:
     """Most bytes that a run holds at once beyond what it found, after one run to warm up."""
     run()
-    if device().type == "cuda":
+    if (on or device()).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -82,11 +111,11 @@ def peak_memory(run: Run) -> int:
     return peak
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: Run, clock: Callable[[], float]) -> float:
     if device().type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     run()
     if device().type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started

@@ -1,5 +1,6 @@
 """docs/models.md says what the registry says, docs/dense.md what the experiments say."""
 
+import csv
 import importlib.util
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def test_every_model_and_checkpoint_is_listed_once():
     for name in backbones.list_models():
         expected += backbones.list_models(name, pretrained=True) or [name]
     assert sorted(listed) == sorted(expected)
+    rows = list(csv.DictReader((DOCS / "results/models.csv").read_text().splitlines()))
+    assert [".".join(filter(None, (row["model"], row["tag"]))) for row in rows] == listed
 
 
 @pytest.mark.parametrize("family", backbones.list_families())
@@ -40,8 +43,8 @@ def test_rows_are_what_the_script_writes(family):
 @pytest.mark.slow
 def test_the_whole_page_is_what_the_script_writes():
     script = script_of("make_models")
-    text = "\n\n".join([script.HEAD.strip(), *map(script.section, backbones.list_families())])
-    assert text.splitlines() == LINES
+    assert script.page().splitlines() == LINES
+    assert script.table() == (DOCS / "results/models.csv").read_text()
 
 
 def test_dense_recipes_are_what_the_experiments_say():

@@ -18,6 +18,7 @@ ALLOWED = {
     "backbones/explain": TORCH
     | {"PIL", "matplotlib", "yaml"}
     | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},
+    "backbones/plot": {"matplotlib", "backbones.errors", "backbones.registry"},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},

@@ -24,7 +24,7 @@ def ending_well(debug: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
-        print(f"{stopped} Nothing is lost; go on with: python train.py resume={stopped.folder}")
+        print(f"{stopped} Nothing is lost; go on with: {stopped.go_on}")
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         print("Stopped by SIGINT.")
@@ -33,10 +33,10 @@ def ending_well(debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        about_the_machine = isinstance(error, OSError) and error.errno is not None  # a full disk, a missing permission
-        if debug or not (isinstance(error, InputError) or _about_configuration(error) or about_the_machine):
+        message = paragraph(error)
+        if debug or message is None:
             raise
-        print(f"Error: {_paragraph(error)}", file=sys.stderr)
+        print(f"Error: {message}", file=sys.stderr)
         sys.exit(USAGE)
 
 
@@ -44,10 +44,11 @@ def _about_configuration(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
 
 
-def _paragraph(error: BaseException) -> str:
-    """The message on one line; of configuration errors, with the cause that names the key."""
+def paragraph(error: BaseException) -> str | None:
+    """The message on one line; of configuration errors, with the cause that names the key. None: it is a bug."""
     if not _about_configuration(error):
-        return " ".join(str(error).split())
+        about_the_machine = isinstance(error, OSError) and error.errno is not None  # a full disk, a missing permission
+        return " ".join(str(error).split()) if isinstance(error, InputError) or about_the_machine else None
     texts = [str(error)]
     if error.__cause__ is not None and str(error.__cause__) not in texts[0]:
         texts.append(str(error.__cause__))

@@ -123,6 +123,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned text that is a table in Markdown, too; without the columns in which no run has a figure."""
     columns = [[heading, *map(cell, rows)] for heading, cell in COLUMNS.items()]
     columns = [column for column in columns if any(text != "–" for text in column[1:])]
+    return aligned(columns)
+
+
+def aligned(columns: list[list[str]]) -> str:
+    """Columns, each a heading and its cells, as aligned text that is a table in Markdown, too."""
     lines = []
     for line in zip(*columns):
         padded = (f"{text:<{max(map(len, column))}}" for text, column in zip(line, columns))

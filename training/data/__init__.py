@@ -5,7 +5,7 @@ from .dense import ADE20K, VOC, Cityscapes, Coco, CocoFolder, DigitScenes, Lvis,
 from .digits import Digits
 from .huggingface import HuggingFace
 from .imagefolder import ImageFolder
-from .imagenet import ImageNetA, ImageNetC, ImageNetR, ImageNetReal, ImageNetSketch, ImageNetV2
+from .imagenet import ImageNet, ImageNetA, ImageNetC, ImageNetR, ImageNetReal, ImageNetSketch, ImageNetV2
 from .labelled import Batch, LabelledPictures
 from .loader import BadImages, Loader
 from .prefetch import prefetched
@@ -23,6 +23,7 @@ DATASETS = {
     "digits": Digits,
     "huggingface": HuggingFace,
     "imagefolder": ImageFolder,
+    "imagenet": ImageNet,
     "imagenet_a": ImageNetA,
     "imagenet_c": ImageNetC,
     "imagenet_r": ImageNetR,
@@ -45,6 +46,7 @@ __all__ = [
     "Digits",
     "HuggingFace",
     "ImageFolder",
+    "ImageNet",
     "ImageNetA",
     "ImageNetC",
     "ImageNetR",

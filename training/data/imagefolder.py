@@ -92,7 +92,7 @@ class ImageFolder(DataSettings):
         """The folder of a split, which must be there."""
         form = "train/CLASS/*.jpg and val/CLASS/*.jpg"
         if self.root is None:
-            raise InputError(f"data=imagefolder needs data.root=PATH, a folder with {form}.")
+            raise InputError(f"data={self.name} needs data.root=PATH, a folder with {form}.")
         root = Path(self.root).expanduser()
         for folder in (root, root / part):
             if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Sets to evaluate ImageNet-1k classifiers on: ReaL, V2, A, R, Sketch and C, in the folders they are published in.
+"""ImageNet-1k, and sets to evaluate its classifiers on: ReaL, V2, A, R, Sketch and C, in the folders of their release.
 
 Labels are those of the 1000 classes. A classifier of pictures that only have some of them is asked about these alone.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backbones.errors import InputError, first_line
 
-from .imagefolder import FileSource, pictures_below, subfolders
+from .imagefolder import FileSource, ImageFolder, pictures_below, subfolders
 from .lists import read_class_map
 from .settings import DataSettings, Source
 
@@ -84,6 +84,30 @@ class CorruptedSource(FileSource):
         if all(set(errors.get(name, ())) == set(SEVERITIES) for name in ALEXNET_ERRORS):
             metrics["mce"] = fmean(means[name] / error for name, error in ALEXNET_ERRORS.items())
         return metrics
+
+
+@dataclass
+class ImageNet(ImageFolder):
+    """ImageNet-1k itself, in folders `train` and `val`; its classes are known, so `val` is enough to evaluate."""
+
+    name: str = "imagenet"
+
+    def evaluation(self) -> Source:
+        return self._source("val", *self._classes())
+
+    def _classes(self) -> tuple[dict[str, int], list[str]]:
+        if self.class_map is not None:
+            return super()._classes()
+        folders = ImageNetInfo().label_names()
+        return {folder: label for label, folder in enumerate(folders)}, folders
+
+    def _check_folders(self, folder: Path, labels: dict[str, int]) -> None:
+        unknown = [name for name in subfolders(folder) if name not in labels]
+        if unknown:
+            raise InputError(
+                f"{folder} has the folder(s) {', '.join(unknown[:5])}, which are no classes of ImageNet-1k (n01440764 "
+                "to n15075141). Remove them, or use data=imagefolder, for which every folder is a class."
+            )
 
 
 @dataclass

@@ -62,7 +62,7 @@ def fit(
                     session.save(checkpoints)
                 checkpoints.finish()
                 by = stop.received or "a signal to another process"
-                raise Interrupted(f"Stopped by {by} after step {progress.step}.", run.path)
+                raise Interrupted(f"Stopped by {by} after step {progress.step}.", f"python train.py resume={run.path}")
 
         while not session.done:
             meter = train_epoch(task, train_loader, session, run, checkpoints, reporter, stop)

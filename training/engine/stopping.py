@@ -1,16 +1,15 @@
 """Ending a run early, without losing it."""
 
 import signal
-from pathlib import Path
 from types import FrameType
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved in `folder`."""
+    """A signal asked the program to stop, and nothing is lost: `go_on` says what to call to go on."""
 
-    def __init__(self, message: str, folder: Path):
+    def __init__(self, message: str, go_on: str):
         super().__init__(message)
-        self.folder = folder
+        self.go_on = go_on
 
 
 class StopSignals:
