@@ -77,7 +77,7 @@ def weights(family: str) -> str:
     licence = about["licence"]
     rows = [weights_row(full) for name in names(family) for full in full_names(family, name)]
     return (
-        f"Paper {paper}, official code <{about['code']}>. Licence of the code: {licence['code']}; of the weights: "
+        f"Paper {paper}, official code <{about['code']}>.\nLicence of the code: {licence['code']}; of the weights: "
         f"{licence['weights']}.\n\n{table(WEIGHTS, rows)}"
     )
 
