@@ -1,6 +1,7 @@
-"""What scripts write into the pages is up to date: models and recipes of families, dense recipes."""
+"""What scripts write into the pages is up to date: models and recipes of families, dense recipes, the API."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def lines_of(page):
 
 
 def listed(page):
-    return [line.split("`")[1] for line in lines_of(page) if line.startswith("| `")]
+    """Models and checkpoints in the first column of a page's tables."""
+    first = [line.split("`")[1] for line in lines_of(page) if line.startswith("| `")]
+    return [name for name in first if not re.search("[/=]", name)]
 
 
 def test_every_model_is_listed_once():
@@ -34,7 +37,7 @@ def test_a_family_has_a_page_with_what_the_script_writes(family):
     """All its checkpoints and recipes, and of the counted figures those of a released model and of the nano."""
     script, page = script_of("make_models"), f"families/{family}.md"
     expected = [full for name in script.names(family) for full in script.full_names(family, name)]
-    assert [name for name in listed(page) if "/" not in name] == expected
+    assert listed(page) == expected
     assert f"\n\n{script.recipes(family)}\n\n" in (DOCS / page).read_text()
     for name in script.names(family)[:: len(script.names(family)) - 1]:
         assert script.table(script.MODELS, [script.model_row(family, name)]).splitlines()[-1] in lines_of("models.md")
@@ -59,3 +62,7 @@ def test_dense_recipes_are_what_the_experiments_say():
     rows = script.rows()
     assert len(rows) > 25 and lines[start : start + len(rows)] == rows
     assert not lines[start + len(rows)].startswith("|")
+
+
+def test_the_api_is_what_the_docstrings_say():
+    assert script_of("make_api").page() == (DOCS / "api.md").read_text()
