@@ -147,6 +147,8 @@ def compose(program: str, arguments: list[str]) -> None:
     overrides = [word for word in arguments if "=" in word]
     flags = [word for word in arguments if "=" not in word]
     assert set(flags) <= {"--help", "--cfg", "job", "-m"}, flags
+    if "--help" in flags:
+        return
     train.register_schemas(eval=evaluation.EvalConfig)
     given = dict(word.split("=", 1) for word in overrides)
     folder = given.get("run" if program == "eval.py" else "resume", "auto")
@@ -171,7 +173,10 @@ def compose(program: str, arguments: list[str]) -> None:
     for job in itertools.product(*words):
         with hydra.initialize_config_dir(train.CONFIGS, version_base="1.3"):
             config = hydra.compose(program.removesuffix(".py"), list(job))
-        if not OmegaConf.is_missing(config, "backbone") and not OmegaConf.is_missing(config, "data"):
+        if config.trainer.rehearse:
+            for short in train.rehearsals(OmegaConf.to_container(config, resolve=True), "swin_nano", on_cpu=True):
+                OmegaConf.to_object(train.with_types(OmegaConf.create(short)))
+        else:
             OmegaConf.to_object(config)
 
 

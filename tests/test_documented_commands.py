@@ -74,7 +74,7 @@ def test_blocks_are_found_as_they_are(tmp_path, monkeypatch):
         "python eval.py run=RUN data=nothing",
         "python -m backbones explain --backbone swin_nano",
         "python -m training repot RUN",
-        "python benchmarks/kernels.py --smok",
+        "python benchmarks/kernels.py --smoky",
         "torchrun --nproc-per-node 8 train.py trainer.epoch=3",
         "sbatch docs/slurm/train.sbatch RUN trainer.epoch=3",
         "pip install '.[nothing]'",
