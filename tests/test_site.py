@@ -75,4 +75,5 @@ def test_every_page_is_in_the_navigation_once():
 
 def test_the_site_needs_no_network():
     """Nothing of the theme is fetched: no fonts, no scripts, no pictures."""
-    assert CONFIG["theme"]["font"] is False and "extra_javascript" not in CONFIG and "extra_css" not in CONFIG
+    assert CONFIG["theme"]["font"] is False and "extra_javascript" not in CONFIG
+    assert all((DOCS / file).is_file() for file in CONFIG["extra_css"])
