@@ -8,6 +8,7 @@ small and real.
 import argparse
 import configparser
 import glob
+import importlib
 import itertools
 import os
 import re
@@ -28,15 +29,12 @@ from omegaconf import OmegaConf
 from torch.distributed.run import get_args_parser
 
 import backbones
-import backbones.__main__
 import eval as evaluation
 import train
-import training.__main__
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("sh", "bash", "shell", "console", "python", "py")
-TOOLS = {"backbones": backbones.__main__, "training": training.__main__}
 PROGRAMS = {"train.py": train, "eval.py": evaluation}
 DENSE = ("detection", "instance", "semantic", "panoptic")
 
@@ -96,12 +94,12 @@ def check(command: list[str], run: Path) -> None:
     _, command = without_environment(command)
     command = [standing_for(word, {"RUN": str(run)}) for word in command]
     match command:
-        case ["python", "-m", "backbones" | "training" as tool, *arguments]:
-            parse(TOOLS[tool].main, arguments)
+        case ["python", "-m", tool, *arguments] if (ROOT / tool / "__main__.py").is_file():
+            parse(main_of(tool), arguments)
         case ["python", "train.py" | "eval.py" as program, *arguments]:
             compose(program, arguments)
         case ["python", script, *arguments] if script.startswith("benchmarks/"):
-            parse(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"), arguments)
+            parse(lambda: run_script(ROOT / script), arguments)
         case ["torchrun", *arguments]:
             options = get_args_parser().parse_args(arguments)
             compose(options.training_script, options.training_script_args)
@@ -136,10 +134,23 @@ def parse(main, arguments: list[str]) -> None:
     try:
         main()
     except Parsed:
-        return
+        pass
     finally:
         argparse.ArgumentParser.parse_args, sys.argv = read, argv
-    raise ValueError("The program did not read its arguments.")
+
+
+def run_script(script: Path) -> None:
+    """Run a program as Python does, with its folder as the first place of modules."""
+    sys.path.insert(0, str(script.parent))
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.path.remove(str(script.parent))
+
+
+def main_of(tool: str):
+    """The main function of a package that `python -m` runs."""
+    return importlib.import_module(f"{tool}.__main__").main
 
 
 def compose(program: str, arguments: list[str]) -> None:
@@ -230,9 +241,9 @@ def run(command: list[str], things: dict[str, str], folder: Path) -> None:
             arguments = shortened(program, arguments)
             with inside(folder):
                 call(PROGRAMS[program].main, [program, *arguments], arguments)
-        case ["python", "-m", "backbones" | "training" as tool, *arguments]:
+        case ["python", "-m", tool, *arguments] if (ROOT / tool / "__main__.py").is_file():
             with inside(folder):
-                call(TOOLS[tool].main, [tool, *arguments])
+                call(main_of(tool), [tool, *arguments])
         case ["python", script, *arguments]:
             start([sys.executable, str(ROOT / script), *arguments], folder, environment)
         case ["torchrun", *arguments]:

@@ -63,29 +63,30 @@ def test_blocks_are_found_as_they_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("right", "wrong"),
     [
-        "python train.py trainer.epoch=3",
-        "python train.py backbone=swin_x",
-        "python train.py --nonsense",
-        "python train.py -m backbone=swin_nano,swin_x",
-        "python train.py resume=nowhere",
-        "python eval.py run=RUN trainer.nothing=1",
-        "python eval.py run=RUN data=nothing",
-        "python -m backbones explain --backbone swin_nano",
-        "python -m training repot RUN",
-        "python benchmarks/kernels.py --smoky",
-        "torchrun --nproc-per-node 8 train.py trainer.epoch=3",
-        "sbatch docs/slurm/train.sbatch RUN trainer.epoch=3",
-        "pip install '.[nothing]'",
-        "make nothing",
-        "cargo build",
+        ("python train.py trainer.epochs=3", "python train.py trainer.epoch=3"),
+        ("python train.py backbone=swin_t", "python train.py backbone=swin_x"),
+        ("python train.py --help", "python train.py --nonsense"),
+        ("python train.py -m backbone=swin_nano,swin_t", "python train.py -m backbone=swin_nano,swin_x"),
+        ("python train.py resume=RUN", "python train.py resume=nowhere"),
+        ("python eval.py run=RUN trainer.batch_size=1", "python eval.py run=RUN trainer.nothing=1"),
+        ("python eval.py run=RUN data=imagenet_a", "python eval.py run=RUN data=nothing"),
+        ("python -m backbones explain --backbone a --image b", "python -m backbones explain --backbone a"),
+        ("python -m training report RUN", "python -m training repot RUN"),
+        ("python benchmarks/kernels.py --smoke", "python benchmarks/kernels.py --smoky"),
+        ("torchrun --nproc-per-node 8 train.py seed=1", "torchrun --nproc-per-node 8 train.py seeds=1"),
+        ("sbatch docs/slurm/train.sbatch RUN seed=1", "sbatch docs/slurm/train.sbatch RUN seeds=1"),
+        ("pip install '.[dev]'", "pip install '.[nothing]'"),
+        ("make test", "make nothing"),
+        ("export A=1", "cargo build"),
     ],
 )
-def test_a_wrong_command_is_found(command, run_folder):
-    (words,) = doc_runner.commands(Block("page.md", 1, "sh", command, None))
+def test_a_wrong_command_is_found(right, wrong, run_folder):
+    right, wrong = (doc_runner.commands(Block("page.md", 1, "sh", text, None))[0] for text in (right, wrong))
+    doc_runner.check(right, run_folder)
     with pytest.raises((Exception, SystemExit)):
-        doc_runner.check(words, run_folder)
+        doc_runner.check(wrong, run_folder)
 
 
 def test_what_is_not_run_says_why():
