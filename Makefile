@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow venv clean
+.PHONY: help train test test-slow test-docs docs venv clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -18,10 +18,16 @@ test: .venv/.dev  ## lint and run the tests
 test-slow: .venv/.dev  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
+test-docs: .venv/.dev  ## run every command in README.md and docs/
+	$(BIN)/python -m pytest tests/test_documented_commands.py tests/test_site.py -n auto --dist worksteal
+
+docs: .venv/.dev  ## build the pages into site/, where no link may be broken
+	$(BIN)/zensical build --clean --strict
+
 venv: .venv/.dev  ## create .venv with the project and everything the tests need
 
 clean:  ## remove .venv and build files (runs/ stays)
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .cache build dist site *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}; use make PYTHON=python3.12 …")'

@@ -26,7 +26,7 @@ def start(folder, processes, *arguments, restarts=0, program=("tests/torchrun.py
     command = [*launcher, f"--max-restarts={restarts}", ROOT / program[0], *program[1:], *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= more
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/training.md says for restarts
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/reliability.md says for restarts
     return subprocess.Popen(
         list(map(str, command)),
         cwd=folder,
