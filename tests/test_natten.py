@@ -151,10 +151,12 @@ def test_code_for_natten_finds_our_names(dinat):
         importlib.import_module("natten.context")
 
 
-def test_dinat_model_trains(dinat):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_dinat_model_trains(dinat, mixed):
     repair_dinat()
     model = build(dinat.DinatForImageClassification, num_labels=3, layer_scale_init_value=0.1)
-    out = model(torch.randn(2, 3, 72, 104), labels=torch.tensor([0, 2]), output_attentions=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        out = model(torch.randn(2, 3, 72, 104), labels=torch.tensor([0, 2]), output_attentions=True)
     assert out.logits.shape == (2, 3) and out.attentions[0].shape == (2, 2, 18, 26, 9)
     out.loss.backward()
     assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "key.bias" not in name)

@@ -32,7 +32,12 @@ functional = natten2d = na2d = sys.modules[__name__]  # NATTEN's modules of thes
 
 
 def na2d_qk(
-    query: Tensor, key: Tensor, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1, *, rpb=None
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    *,
+    rpb: Tensor | None = None,
 ) -> Tensor:
     """Products of each query with the keys of its window, row by row, (B, heads, H, W, kernel_size ** 2).
 
