@@ -1,6 +1,7 @@
 """NATTEN's dropped names on our kernels: against loops, in transformers' DiNAT, and beside a real NATTEN."""
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ from backbones.compat import natten
 from backbones.compat.transformers import repair_dinat
 from backbones.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
 
+from .conftest import examples
 from .test_neighborhood import MAPS, window
 
 sides = st.one_of(st.integers(0, 4), st.sampled_from([9, 19]))
@@ -202,6 +204,11 @@ def test_dinat_mini_is_ours_once_repaired(dinat, tmp_path):
     images = torch.randn(1, 3, 192, 224)
     with torch.no_grad():
         torch.testing.assert_close(theirs(images).logits, ours(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_examples_of_the_docs_run_in_a_fresh_process():
+    check = "assert [tuple(y.shape) for y in maps] == [(1, 128, 28, 28), (1, 512, 7, 7)]"
+    subprocess.run([sys.executable, "-c", examples("NATTEN's names") + check], check=True)
 
 
 def test_without_the_repair_it_fails_or_is_wrong(dinat):

@@ -16,6 +16,8 @@ from transformers import (
     TimmWrapperModel,
 )
 
+from .conftest import examples
+
 NAMES = backbones.list_models()
 NANO = backbones.list_models("*_nano")
 
@@ -105,3 +107,10 @@ def test_timm_backbone_takes_every_name(name):
         model = TimmBackbone(TimmBackboneConfig(backbone=name, out_indices=[0, 1, 2, 3]))
         maps = model(torch.empty(1, 3, 96, 64)).feature_maps
     assert [y.shape[1] for y in maps] == model.channels == backbones.model_info(name)["channels"]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_docs_run():
+    ran = {}
+    exec(examples("transformers"), ran)
+    assert [y.shape[1] for y in ran["maps"]] == [48, 192] and ran["loss"].isfinite().all()
