@@ -153,12 +153,10 @@ def test_code_for_natten_finds_our_names(dinat):
         importlib.import_module("natten.context")
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_dinat_model_trains(dinat, mixed):
+def test_dinat_model_trains(dinat):
     repair_dinat()
     model = build(dinat.DinatForImageClassification, num_labels=3, layer_scale_init_value=0.1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        out = model(torch.randn(2, 3, 72, 104), labels=torch.tensor([0, 2]), output_attentions=True)
+    out = model(torch.randn(2, 3, 72, 104), labels=torch.tensor([0, 2]), output_attentions=True)
     assert out.logits.shape == (2, 3) and out.attentions[0].shape == (2, 2, 18, 26, 9)
     out.loss.backward()
     assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "key.bias" not in name)
@@ -206,6 +204,7 @@ def test_dinat_mini_is_ours_once_repaired(dinat, tmp_path):
         torch.testing.assert_close(theirs(images).logits, ours(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docs_run_in_a_fresh_process():
     check = "assert [tuple(y.shape) for y in maps] == [(1, 128, 28, 28), (1, 512, 7, 7)]"
     subprocess.run([sys.executable, "-c", examples("NATTEN's names") + check], check=True)
