@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def untimed(path) -> list[dict[str, str]]:
 
 def rows_of(path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def examples(heading: str) -> str:
+    """The Python under a heading of docs/interop.md, as one program."""
+    section = (ROOT / "docs/interop.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 
 
 def huge_png() -> bytes:

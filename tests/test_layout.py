@@ -15,6 +15,7 @@ TORCH = {"torch", "torchvision", "timm", "numpy"}
 ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
     "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "backbones"},
+    "backbones/compat": TORCH | {"transformers", "backbones.compat", "backbones.errors", "backbones.kernels"},
     "backbones/explain": TORCH
     | {"PIL", "matplotlib", "yaml"}
     | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},

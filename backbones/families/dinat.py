@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
+import torch
 from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
@@ -200,7 +201,9 @@ class DiNAT(Backbone):
 
 
 def convert_checkpoint(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename an official state dict to this module's names."""
+    """Rename an official state dict, the release's or transformers' classifier's, to this module's names."""
+    if any(".encoder.levels." in name for name in official):
+        official = from_transformers(official)
     renamed = {}
     for name, value in official.items():
         name = name.replace("patch_embed.proj.0.", "stem.proj.").replace("patch_embed.proj.1.", "stem.refine.")
@@ -212,3 +215,37 @@ def convert_checkpoint(official: dict[str, Tensor]) -> dict[str, Tensor]:
         name = re.sub(r"^(?:levels|layers)\.(\d+)\.downsample", lambda m: f"stages.{int(m[1]) + 1}.downsample", name)
         renamed[re.sub(r"^(?:levels|layers)\.", "stages.", name)] = value
     return renamed
+
+
+TRANSFORMERS = {
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "embeddings.norm.": "patch_embed.norm.",
+    "encoder.levels.": "levels.",
+    ".layers.": ".blocks.",
+    ".layernorm_before.": ".norm1.",
+    ".layernorm_after.": ".norm2.",
+    ".attention.self.": ".attn.",
+    ".attention.output.dense.": ".attn.proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+    "layernorm.": "norm.",
+    "classifier.": "head.",
+}
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of transformers' Dinat- or NatForImageClassification, by the release's names."""
+    official = {}
+    for name, value in state.items():
+        name = name.removeprefix("dinat.").removeprefix("nat.")
+        for theirs, released in TRANSFORMERS.items():
+            name = name.replace(theirs, released)
+        if name.endswith(".layer_scale_parameters"):
+            block = name.removesuffix("layer_scale_parameters")
+            official[f"{block}gamma1"], official[f"{block}gamma2"] = value
+        else:
+            official[name] = value
+    for name in [name for name in official if ".attn.query." in name]:
+        parts = [official.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
+        official[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return official

@@ -5,9 +5,13 @@ from torch import Tensor
 
 from ..checks import check_tensors
 from ..dispatch import choose_triton, refuse_double_backward
-from .reference import neighborhood_aggregate_reference, neighborhood_attention_reference
+from .reference import (
+    neighborhood_aggregate_reference,
+    neighborhood_attention_reference,
+    neighborhood_scores_reference,
+)
 
-__all__ = ["neighborhood_aggregate", "neighborhood_attention"]
+__all__ = ["neighborhood_aggregate", "neighborhood_attention", "neighborhood_scores"]
 
 
 def neighborhood_attention(
@@ -46,9 +50,7 @@ def neighborhood_attention(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}."
         )
     _check_window("neighborhood_attention", v, kernel_size, dilation)
-    expected = (q.shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1)
-    if bias is not None and bias.shape != expected:
-        raise ValueError(f"neighborhood_attention expects bias of shape {expected}, but got {tuple(bias.shape)}.")
+    _check_bias("neighborhood_attention", bias, q, kernel_size)
     if choose_triton("neighborhood_attention", q):
         factor = q.shape[4] ** -0.5 if scale is None else scale
         return _op(q, k, v, bias, None, kernel_size, dilation, factor, True)[0]
@@ -56,6 +58,34 @@ def neighborhood_attention(
         q, k = q.reshape(-1, 1, q.shape[4]), k.reshape(-1, k.shape[4], 1).expand(-1, -1, kernel_size**2)
         return _aggregate_on_meta(torch.bmm(q, k), v)
     return neighborhood_attention_reference(q, k, v, kernel_size, dilation, bias, scale)
+
+
+def neighborhood_scores(
+    q: Tensor, k: Tensor, kernel_size: int, dilation: int = 1, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """The logits of `neighborhood_attention` before their softmax, for code that works on the weights themselves.
+
+    `neighborhood_aggregate` with softmax=True makes the attention of them. PyTorch computes them on every device: what
+    is fused in a kernel never writes them.
+
+    Args:
+        q, k, kernel_size, dilation, bias, scale: as in `neighborhood_attention`.
+
+    Returns:
+        (B, H, W, num_heads, kernel_size ** 2), contiguous, the elements of a window row by row.
+
+    Raises:
+        ValueError: shapes, types or devices that do not belong together; says which and what was expected.
+    """
+    check_tensors("neighborhood_scores", dict(q=q, k=k), dict(bias=bias))
+    if q.dim() != 5 or q.shape != k.shape:
+        raise ValueError(
+            "neighborhood_scores expects q and k of one shape (B, H, W, num_heads, head_dim), but got "
+            f"q {tuple(q.shape)} and k {tuple(k.shape)}."
+        )
+    _check_window("neighborhood_scores", q, kernel_size, dilation)
+    _check_bias("neighborhood_scores", bias, q, kernel_size)
+    return neighborhood_scores_reference(q, k, kernel_size, dilation, bias, scale)
 
 
 def neighborhood_aggregate(
@@ -106,6 +136,12 @@ def _check_window(operator: str, v: Tensor, kernel_size: int, dilation: int) -> 
             f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation: the largest that fits is "
             f"{min(v.shape[1], v.shape[2]) // kernel_size}."
         )
+
+
+def _check_bias(operator: str, bias: Tensor | None, q: Tensor, kernel_size: int) -> None:
+    expected = (q.shape[3], 2 * kernel_size - 1, 2 * kernel_size - 1)
+    if bias is not None and bias.shape != expected:
+        raise ValueError(f"{operator} expects bias of shape {expected}, but got {tuple(bias.shape)}.")
 
 
 def _aggregate_on_meta(weights: Tensor, v: Tensor) -> Tensor:

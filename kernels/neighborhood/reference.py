@@ -111,17 +111,30 @@ def neighborhood_attention_reference(
     return _by_parts(attend, q, (k, v), rows, columns)
 
 
+def neighborhood_scores_reference(
+    q: Tensor, k: Tensor, kernel_size: int, dilation: int = 1, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """The logits of every position's window; see `neighborhood_scores` for the arguments."""
+    rows, columns = cut_map(q, kernel_size, dilation)
+    q = q * (q.shape[4] ** -0.5 if scale is None else scale)
+
+    def score(q: Tensor, k: Tensor, rows: Axis) -> Tensor:
+        scores = _bmm(q, k.transpose(-1, -2))
+        if bias is not None:
+            scores.add_(_block_bias(bias, rows.relative, columns.relative))
+        index = _window_index(rows, columns, kernel_size)
+        return scores.gather(-1, index.expand(*scores.shape[:-1], -1))
+
+    return _by_parts(score, q, (k,), rows, columns)
+
+
 def neighborhood_aggregate_reference(weights: Tensor, v: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
     """Weighted sum of the window around every position; see `neighborhood_aggregate` for the arguments."""
     rows, columns = cut_map(v, kernel_size, dilation)
-    element = torch.arange(kernel_size, device=v.device)
 
     def add_up(weights: Tensor, v: Tensor, rows: Axis) -> Tensor:
         # Every weight goes to its key's column of a matrix that is zero elsewhere.
-        row = (rows.start[..., None] + element)[:, :, None, None, :, None, :, None]
-        column = (columns.start[..., None] + element)[None, None, :, :, None, :, None, :]
-        index = row * columns.keys.shape[2] + column  # (…, row, column of the query, row, column of the window)
-        index = index.flatten(6, 7).flatten(4, 5).expand_as(weights)
+        index = _window_index(rows, columns, kernel_size).expand_as(weights)
         spread = weights.new_zeros(*weights.shape[:-1], v.shape[-2]).scatter_(-1, index, weights)
         return _bmm(spread, v)
 
@@ -159,6 +172,18 @@ def _block_bias(bias: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     table = table.index_select(2, columns.flatten()).index_select(1, rows.flatten())
     table = table.view(-1, *rows.shape, *columns.shape).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
     return table.flatten(7, 8).flatten(5, 6)
+
+
+def _window_index(rows: Axis, columns: Axis, kernel_size: int) -> Tensor:
+    """Which of its block's keys each query's window holds, row by row.
+
+    (row classes, row blocks, column classes, column blocks, queries, kernel_size ** 2)
+    """
+    element = torch.arange(kernel_size, device=rows.start.device)
+    row = (rows.start[..., None] + element)[:, :, None, None, :, None, :, None]
+    column = (columns.start[..., None] + element)[None, None, :, :, None, :, None, :]
+    index = row * columns.keys.shape[2] + column  # (…, row, column of the query, row, column of the window)
+    return index.flatten(6, 7).flatten(4, 5)
 
 
 def _query_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
