@@ -57,7 +57,8 @@ def save_pretrained(
     folder = Path(folder)
     noted = {k: v for k, v in model._model_args.items() if k not in ("drop_rate", "drop_path_rate")}
     current = dict(num_classes=model.num_classes, in_chans=model.in_chans, global_pool=model.global_pool)
-    save_for_hf(model, folder, model_config=model_config, model_args=noted | current, safe_serialization=True)
+    config = dict(model_config or {})  # timm takes entries out of it
+    save_for_hf(model, folder, model_config=config, model_args=noted | current, safe_serialization=True)
     rebuilt = create_model(f"local-dir:{folder}", device="meta").eval()
     shapes, saved = ({n: v.shape for n, v in m.state_dict().items()} for m in (rebuilt, model))
     if shapes != saved:

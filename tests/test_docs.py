@@ -1,4 +1,4 @@
-"""docs/models.md says what the registry says, docs/dense.md what the experiments say."""
+"""docs/models.md says what the registry says, docs/dense.md what the experiments say, and examples run."""
 
 import importlib.util
 from pathlib import Path
@@ -48,3 +48,14 @@ def test_dense_recipes_are_what_the_experiments_say():
     rows = script.rows()
     assert len(rows) > 25 and lines[start : start + len(rows)] == rows
     assert not lines[start + len(rows)].startswith("|")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", ["timm", "segmentation_models_pytorch", "Hugging Face hub", "Quantisation"])
+def test_examples_with_other_libraries_run(heading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = (DOCS / "interop.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = [block.partition("```")[0] for block in section.split("```python\n")[1:]]
+    assert blocks
+    for block in blocks:
+        exec(block, {})
