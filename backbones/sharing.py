@@ -89,20 +89,21 @@ def push_to_hub(
     Returns:
         The address of the commit.
     """
-    with TemporaryDirectory() as folder, hub_errors(repo_id):
+    with TemporaryDirectory() as folder:
         save_pretrained(model, folder, licence, details, model_config, source=f"hf-hub:{repo_id}")
-        api = HfApi(library_name="backbones")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        kept = ["README.md"] if api.file_exists(repo_id, "README.md") else []
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=kept
-        )
+        with hub_errors(repo_id):
+            api = HfApi(library_name="backbones")
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            kept = ["README.md"] if api.file_exists(repo_id, "README.md") else []
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=kept
+            )
     return commit.commit_url
 
 
 def model_card(model: Backbone, source: str, licence: str | None, details: dict[str, Any]) -> dict[str, Any]:
     """What timm's writer of cards needs, of a model on the meta device; facts of others are named as theirs."""
-    name, input_size = model.pretrained_cfg["architecture"], model.pretrained_cfg["input_size"]
+    name, input_size = model.pretrained_cfg["architecture"], (model.in_chans, *model.pretrained_cfg["input_size"][1:])
     family = family_of(name)
     about, published = facts(family), checkpoints(family, name)
     if licence is None:
