@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow test-docs docs venv clean
+.PHONY: help train test test-slow test-docs test-timm docs wheel venv clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -23,6 +23,13 @@ test-docs: .venv/.dev  ## run every command in README.md and docs/
 
 docs: .venv/.dev  ## build the pages into site/, where no link may be broken
 	$(BIN)/zensical build --clean --strict
+
+test-timm: .venv/.dev  ## fetch timm's own tests and run them over our names; takes hours, K=nano minutes
+	$(BIN)/python -m tests.timm_suite $(if $(K),-k $(K))
+
+wheel: .venv/.core  ## build the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 venv: .venv/.dev  ## create .venv with the project and everything the tests need
 

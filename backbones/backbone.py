@@ -6,7 +6,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, to_2tuple
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, fx, nn
@@ -231,6 +231,13 @@ class Backbone(nn.Module):
         training = self.head.training
         self.head = self.make_head()
         self.head.to(like.device, like.dtype).train(training)
+
+    def note_arguments(self, **arguments: Any) -> None:
+        """Note constructor arguments, those that are not None, that build the model as it is now; timm saves them."""
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        self._model_args = getattr(self, "_model_args", {}) | arguments
+        if "img_size" in arguments:
+            self._traits = getattr(self, "_traits", {}) | dict(img_size=to_2tuple(arguments["img_size"]))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -37,10 +37,12 @@ def pretrained_cfgs(family: str, name: str, img_size: tuple[int, int]) -> dict[s
     common = dict(first_conv=STEM, classifier=HEAD, paper_ids=family_facts["paper"], origin_url=family_facts["code"])
     tags = checkpoints(family, name)
     if not tags:
-        return {name: PretrainedCfg(input_size=(3, *img_size), **family_facts["preprocessing"], **common)}
+        own = dict(input_size=(3, *img_size), **family_facts["preprocessing"], licence=None)
+        return {name: PretrainedCfg(**_timm_fields(own), **common)}
     return {f"{name}.{tag}": PretrainedCfg(tag=tag, **_timm_fields(own), **common) for tag, own in tags.items()}
 
 
 def _timm_fields(checkpoint: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in checkpoint.items() if k not in ("top1", "licence", "page", "arguments")}
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
     return kept | dict(license=checkpoint["licence"])

@@ -5,7 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +23,9 @@ from torch import nn
 
 from .backbone import Backbone
 from .checkpoints import load_checkpoint
-from .download import download
 from .errors import InputError, UnknownArgumentError, suggest
 from .published import checkpoints, facts, pretrained_cfgs
+from .saved import SOURCES, find_weights, read_config
 
 FACTORY_ARGUMENTS = {"features_only", "out_indices", "feature_cls", "device", "dtype"}
 
@@ -74,8 +74,8 @@ def create_model(
     name: str,
     pretrained: bool = False,
     checkpoint_path: str | Path = "",
-    num_classes: int = 1000,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: int | tuple[int, ...] = (0, 1, 2, 3),
@@ -87,10 +87,12 @@ def create_model(
     """Build a model by name, as `timm.create_model` does.
 
     Args:
-        name: a name of `list_models()`; `name.tag` picks published weights for `pretrained`.
-        pretrained: download and load the published weights of the tag, or of the name's first tag.
+        name: a name of `list_models()`; `name.tag` picks published weights for `pretrained`. Or a model that was saved
+            (`save_pretrained`): "local-dir:FOLDER" or "hf-hub:OWNER/NAME", built as it was but for what is given here.
+        pretrained: load the published weights of the tag, or of the name's first tag, or those of the saved model.
         checkpoint_path: a file of this project, or an official file of the family; loaded strictly, in place of the
             published weights.
+        num_classes, in_chans: 1000 and 3 where they are not given, and those of a saved model.
         img_size: nominal image size, in pixels; other sizes still work. None: that of the published weights named.
         features_only: return a list of (B, C, H, W) maps, one per entry of `out_indices`, in place of logits.
         dense: "detection" or "segmentation" for the family's official dense backbone; needs `features_only`.
@@ -106,8 +108,13 @@ def create_model(
         arguments |= dict(features_only=True, out_indices=out_indices)
     elif out_indices != (0, 1, 2, 3):
         raise InputError("out_indices choose maps and need features_only=True; without it a model returns logits.")
-    name, _, tag = name.partition(".")
-    return _build(name, _tagged_cfg(name, tag), pretrained, checkpoint_path, **arguments)
+    if name.startswith(SOURCES):
+        name, cfg, defaults = read_config(name)
+    else:
+        name, _, tag = name.partition(".")
+        cfg, defaults = _tagged_cfg(name, tag), dict(num_classes=1000, in_chans=3)
+    given = {k: v for k, v in arguments.items() if v is not None}
+    return _build(name, cfg, pretrained, checkpoint_path, **defaults | given)
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -147,27 +154,37 @@ def model_info(name: str) -> dict[str, Any]:
         url, input_size, num_classes, crop_pct, interpolation, mean, std, licence, and top1 (in percent; None where no
         ImageNet-1k accuracy is published).
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     model = create_model(name, device="meta").eval()
-    images = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
+    input_size = tuple(model.pretrained_cfg["input_size"])
     name = name.partition(".")[0]
     variant = _find(name)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
     family_facts = facts(variant.family)
     return dict(
         name=name,
         family=variant.family,
         parameters=sum(p.numel() for p in model.parameters()),
-        macs=counter.get_total_flops() // 2,
-        input_size=tuple(images.shape[1:]),
+        macs=count_macs(model, input_size),
+        input_size=input_size,
         min_size=model.min_size,
         strides=[stage["reduction"] for stage in model.feature_info],
         channels=[stage["num_chs"] for stage in model.feature_info],
         **{key: family_facts[key] for key in ("paper", "code", "licence")},
         tags=checkpoints(variant.family, name),
     )
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-adds of a model on the meta device for one image (C, H, W)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *input_size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def family_of(name: str) -> str:
+    """The family that a model belongs to."""
+    return _find(name).family
 
 
 def _find(name: str) -> Variant:
@@ -189,7 +206,14 @@ def _tagged_cfg(name: str, tag: str) -> PretrainedCfg:
 def _entrypoint(name: str, module: ModuleType) -> Callable[..., nn.Module]:
     """The function that timm's registry calls for a name."""
 
-    def build(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **arguments):
+    def build(
+        pretrained=False,
+        pretrained_cfg=None,
+        pretrained_cfg_overlay=None,
+        cache_dir=None,
+        pretrained_model_args=None,  # what saved weights were built with; loading goes by their shapes
+        **arguments,
+    ):
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
         return _build(name, cfg, pretrained, cache_dir=cache_dir, **arguments)
 
@@ -208,7 +232,7 @@ def _build(
 ) -> nn.Module:
     """What both factories share: check the arguments, construct, load, and wrap for features."""
     variant = _find(name)
-    if pretrained and not (cfg.file or cfg.url or checkpoint_path):
+    if pretrained and not (cfg.has_weights or checkpoint_path):
         page = checkpoints(variant.family, name).get(cfg.tag, {}).get("page")
         raise InputError(
             f"The weights {name}.{cfg.tag} cannot be downloaded by a program. Get the file from {page} with a browser, "
@@ -224,6 +248,8 @@ def _build(
         )
     published = checkpoints(variant.family, name).get(cfg.tag, {}).get("arguments", {})
     given = {k: v for k, v in arguments.items() if v is not None}
+    if "img_size" in given:
+        cfg = replace(cfg, input_size=(cfg.input_size[0], *to_2tuple(given["img_size"])))
     arguments = variant.arguments | dict(img_size=cfg.input_size[1:]) | published | given
     if arguments.get("dense") and not arguments.get("features_only"):
         raise InputError(f"dense={arguments['dense']!r} gives maps and no logits; pass features_only=True with it.")
@@ -238,7 +264,7 @@ def _build(
         if features_only and out_indices is not None:
             _check_indices(out_indices, len(model.stages))
         if checkpoint_path or pretrained:
-            path = checkpoint_path or cfg.file or download(cfg.url, cache_dir)
+            path = checkpoint_path or find_weights(cfg, cache_dir)
             rows = getattr(variant.module, "class_rows", lambda old, new: None)
             wrapper = getattr(variant.module, "WRAPPER", None)
             load_checkpoint(model, path, variant.module.convert_checkpoint, rows, wrapper)
@@ -255,6 +281,7 @@ def _build(
     if isinstance(model, Backbone):
         stride = model.feature_info[-1]["reduction"]
         model.pretrained_cfg["pool_size"] = tuple(-(-side // stride) for side in cfg.input_size[1:])
+        model.note_arguments(**published | {k: v for k, v in given.items() if k not in FACTORY_ARGUMENTS})
     return model
 
 

@@ -277,6 +277,7 @@ class GCViT(Backbone):
             stage.query_generator.pool, stage.query_generator.window_size = self.pools_queries(i, window), window
             for block in stage.blocks:
                 block.attention.set_window_size(window)
+        self.note_arguments(img_size=img_size, window_size=window_size)
 
 
 def convert_checkpoint(official: dict[str, Tensor]) -> dict[str, Tensor]:

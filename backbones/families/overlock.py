@@ -233,6 +233,7 @@ class OverLoCK(Backbone):
         for module in self.modules():
             if isinstance(module, DilatedDepthwiseConv):
                 module.reparameterize()
+        self.note_arguments(reparameterized=True)
         return self
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

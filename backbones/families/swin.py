@@ -121,6 +121,7 @@ class Swin(Backbone):
         for stage, window in zip(self.stages, windows):
             for block in stage.blocks:
                 block.attention.set_window_size(window)
+        self.note_arguments(img_size=img_size, window_size=window_size)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith("position_bias.table")}

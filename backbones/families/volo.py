@@ -265,6 +265,7 @@ class Volo(Backbone):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize the position table to the one for images of this size, in pixels."""
         self.stages[1].downsample.position.set_grid(self.token_grid(img_size))
+        self.note_arguments(img_size=img_size)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(("position.table", "cls_token"))}

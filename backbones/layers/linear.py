@@ -26,6 +26,8 @@ def faster_as_convolution(x: Tensor, weight: Tensor) -> bool:
     """Whether a linear layer on x is better computed as a convolution."""
     if is_traced(x):
         return False
+    if type(weight) not in (Tensor, nn.Parameter):  # such as a quantised one, whose product is its own affair
+        return False
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     # With a single thread PyTorch does not hand 1 x 1 convolutions to oneDNN.
     if not on_cpu or x.dim() != 4 or torch.get_num_threads() == 1:
