@@ -15,9 +15,15 @@ TORCH = {"torch", "torchvision", "timm", "numpy"}
 ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
     "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "backbones"},
+    "backbones/subject": TORCH
+    | {"PIL", "yaml"}
+    | {f"backbones.{name}" for name in ("checkpoints", "errors", "registry")},
     "backbones/explain": TORCH
-    | {"PIL", "matplotlib", "yaml"}
-    | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},
+    | {"PIL", "matplotlib"}
+    | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "explain", "subject")},
+    "backbones/export": TORCH
+    | {"PIL", "onnxruntime", "sklearn"}
+    | {f"backbones.{name}" for name in ("backbone", "errors", "export", "kernels.dispatch", "subject")},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},
