@@ -1,4 +1,4 @@
-"""Tools of the zoo: python -m backbones list | info | explain | plot | tune."""
+"""Tools of the zoo: python -m backbones list | info | explain | export | plot | tune."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from .backbone import DENSE
 from .errors import InputError
 from .kernels import workloads
 from .kernels.settings import gpu_class
@@ -62,6 +63,12 @@ def plot_command(options: argparse.Namespace) -> None:
     print(plot(options.table, options.output, only))
 
 
+def export_command(options: argparse.Namespace) -> None:
+    from .export.command import export  # imports SymPy
+
+    print(export(**{key: value for key, value in vars(options).items() if key != "run"}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones", description="Tools of the zoo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -95,6 +102,22 @@ def main() -> None:
     command.add_argument("--output", type=Path, default=Path("plot.png"), metavar="FILE", help="plot.png if not given")
     command.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help="rows, such as mode=inference")
     command.set_defaults(run=plot_command)
+
+    command = commands.add_parser("export", help="a model as an ONNX file or a graph of PyTorch, checked and timed")
+    command.add_argument("name", metavar="NAME", help="a name, or one with a tag")
+    command.add_argument("--format", choices=["onnx", "exported-program"], required=True)
+    weights = command.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, or a run folder with its best ones")
+    weights.add_argument("--pretrained", action="store_true", help="download the published weights")
+    command.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images, in pixels; the model's own"
+    )
+    command.add_argument("--dynamic", action="store_true", help="one graph for many image sizes")
+    command.add_argument("--features", action="store_true", help="the maps of all stages in place of logits")
+    command.add_argument("--dense", choices=DENSE, help="the maps of the family's official dense backbone")
+    command.add_argument("--image", type=Path, metavar="FILE", help="for the check; photographs of scikit-learn")
+    command.add_argument("--output", type=Path, metavar="FILE", help="NAME.onnx or NAME.pt2 where it is not given")
+    command.set_defaults(run=export_command)
 
     command = commands.add_parser("tune", help="measure better launch settings for the Triton kernels; needs a GPU")
     command.add_argument("--match", default="", help="only workloads with this in their operator or name")

@@ -132,7 +132,7 @@ class Backbone(nn.Module):
 
     def forward_stages(self, images: Tensor, last: int) -> list[Tensor]:
         """Images (B, in_chans, H, W) to the (B, H / r, W / r, C) maps of stages 0 to `last`, un-normed."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             fix_image_size(images)
         arguments = self.stage_arguments(images)
         x, maps = self.stem(images), []
@@ -149,6 +149,23 @@ class Backbone(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits, (B, num_classes); with `pre_logits`, to the classifier's input."""
         return self.head(x, pre_logits=pre_logits)
+
+    def export_sizes(self) -> tuple[int, int]:
+        """The smallest side and the step, in pixels, of the images that one exported graph can take.
+
+        What the network decides by the size of a map (which windows, whether to fill up) is alike for all of them, and
+        no down-sampling leaves a remainder: arithmetic on sizes stays simple enough for `torch.export`.
+
+        Raises:
+            InputError: there is no such range; says why.
+        """
+        step = self.feature_info[-1]["reduction"]
+        least = max(2 * step, self.min_size, *self.least_sizes())  # a map of one token a side is a case of its own
+        return -(-least // step) * step, step
+
+    def least_sizes(self) -> list[int]:
+        """Sides, in pixels, from which on the network decides nothing by the size of a map."""
+        return []
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: the symbolic trace of the model in its present mode, for any image size.
@@ -267,10 +284,10 @@ class Backbone(nn.Module):
 
 
 def fix_image_size(images: Tensor) -> None:
-    """Make a compiled or exported graph one for this image size, and still for any batch.
+    """Make a compiled graph one for this image size, and still for any batch.
 
     Sizes left as symbols grow with every padding and down-sampling to expressions that take minutes to prove things
-    about.
+    about. An exported graph has symbols where its caller names them; see `Backbone.export_sizes`.
     """
     for side in images.shape[2:]:
         operator.index(side)

@@ -21,7 +21,7 @@ import backbones
 from backbones.explain import attention_of
 from backbones.explain.panels import draw_attention, draw_channels
 from backbones.explain.sheet import draw_sheet, draw_strip
-from backbones.explain.subject import Subject, View, load_subject, view_of
+from backbones.subject import Subject, View, load_subject, view_of
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs/gallery"

@@ -18,7 +18,7 @@ from backbones.errors import InputError
 from backbones.explain import attention_of, feature_norms, grad_cam, receptive_field
 from backbones.explain.maps import half_sides
 from backbones.explain.sheet import draw_sheet, draw_strip
-from backbones.explain.subject import load_subject, view_of
+from backbones.subject import load_subject, view_of
 
 from .test_docs import DOCS, script_of
 from .test_tools import tool  # noqa: F401

@@ -15,10 +15,16 @@ ALLOWED = {
     "kernels": {"torch", "triton", "kernels"},
     "backbones": TORCH | {"safetensors", "yaml", "filelock", "tqdm", "huggingface_hub", "backbones"},
     "backbones/compat": TORCH | {"transformers", "backbones.compat", "backbones.errors", "backbones.kernels"},
-    "backbones/explain": TORCH
-    | {"PIL", "matplotlib", "yaml"}
-    | {f"backbones.{name}" for name in ("attention", "backbone", "checkpoints", "errors", "explain", "registry")},
     "backbones/plot": {"matplotlib", "backbones.errors", "backbones.registry"},
+    "backbones/subject": TORCH
+    | {"PIL", "yaml"}
+    | {f"backbones.{name}" for name in ("checkpoints", "errors", "registry")},
+    "backbones/explain": TORCH
+    | {"PIL", "matplotlib"}
+    | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "explain", "subject")},
+    "backbones/export": TORCH
+    | {"PIL", "onnxruntime", "sklearn"}
+    | {f"backbones.{name}" for name in ("backbone", "errors", "export", "kernels.dispatch", "subject")},
     "backbones/families": TORCH
     | {f"backbones.{name}" for name in ("attention", "backbone", "errors", "families", "layers", "registry")},
     "backbones/layers": TORCH | {"backbones.layers", "backbones.errors"},

@@ -89,7 +89,7 @@ class ContextMixing(nn.Module):
         x, context = x.split((self.dim, self.context_dim), 1)
         query = self.query(x).permute(0, 2, 3, 1).unflatten(3, (self.num_heads, -1))
         query = query.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1, 2)  # (B * heads, H * W, channels)
-        key = self.key(F.adaptive_avg_pool2d(context, REGIONS)).flatten(2)
+        key = self.key(region_means(context)).flatten(2)
         key = self.scale * key.unflatten(1, (self.num_heads, -1)).flatten(0, 1)  # (B * heads, channels, regions)
         # The affinities query x key are projected to weights. Projecting the keys first needs a third of the products.
         sizes = (self.small_kernel_size**2, self.kernel_size**2)
@@ -107,6 +107,25 @@ class ContextMixing(nn.Module):
         logits = torch.bmm(query, key).unflatten(0, (-1, self.num_heads)).add_(bias)
         logits = logits.unflatten(2, (v.shape[1], v.shape[2])).permute(0, 2, 3, 1, 4)
         return neighborhood_aggregate(logits, v, kernel_size, 1, True)
+
+
+@fx.wrap
+@torch.jit.ignore
+def region_means(x: Tensor) -> Tensor:
+    """Means over 7 x 7 regions of a map (B, C, H, W), which overlap where 7 does not divide its sides."""
+    if not any(isinstance(side, torch.SymInt) for side in x.shape[2:]):
+        return F.adaptive_avg_pool2d(x, REGIONS)
+    # ONNX has no such pooling of maps of many sizes, but products with a matrix for each axis.
+    return pooling_matrix(x.shape[2], x) @ x @ pooling_matrix(x.shape[3], x).T
+
+
+def pooling_matrix(length: int, like: Tensor) -> Tensor:
+    """Adaptive average pooling of an axis to `REGIONS` entries as a matrix, (REGIONS, length)."""
+    region = torch.arange(REGIONS, device=like.device)[:, None]
+    begin, end = region * length // REGIONS, -(-(region + 1) * length // REGIONS)
+    position = torch.arange(length, device=like.device)
+    inside = (position >= begin) & (position < end)
+    return (inside / (end - begin)).to(like.dtype)
 
 
 @fx.wrap
@@ -132,7 +151,7 @@ def neighborhood_bias(table: Tensor, height: int, width: int) -> Tensor:
 def enlarge(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) resized so that its shorter side is `side`, if it is less."""
     height, width = x.shape[2:]
-    if min(height, width) >= side:
+    if height >= side and width >= side:
         return x
     # The products in this order, as floating-point numbers, are the release's: 7 / 5 * 45 is rounded down to 62.
     size = (side, int(side / height * width)) if height < width else (int(side / width * height), side)

@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.routed import routed_attention
+from ..kernels.sizes import crop, is_zero
 from ..layers import DepthwiseConv, MapLinear, no_autocast
 from .heads import check_heads
 
@@ -56,7 +57,7 @@ class BiLevelRoutingAttention(nn.Module):
         qkv = fill(qkv, [regions[0] * size[0], regions[1] * size[1]])
         q, k, v = qkv.unflatten(3, [3, self.num_heads, -1]).unbind(3)
         x = routed_attention(q, k, v, routes, regions, self.scale).flatten(3) + self.lepe(v.flatten(3))
-        return self.proj(x[:, :height, :width])
+        return self.proj(crop(x, height, width))
 
 
 @fx.wrap
@@ -80,7 +81,7 @@ def divide(
 def fill(x: Tensor, size: list[int]) -> Tensor:
     """(B, H, W, C) with zero rows and columns at the bottom and right, up to a size."""
     bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    return x if is_zero(bottom) and is_zero(right) else F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
 @fx.wrap
@@ -96,6 +97,10 @@ def choose_regions(qkv: Tensor, size: tuple[int, int], top_k: int) -> Tensor:
     """
     qk = qkv.detach()[..., : qkv.shape[3] // 3 * 2].permute(0, 3, 1, 2)
     with no_autocast(qk):
-        means = F.avg_pool2d(qk.to(torch.promote_types(qk.dtype, torch.float32)), size, ceil_mode=True)
+        qk = qk.to(torch.promote_types(qk.dtype, torch.float32))
+        if any(isinstance(side, torch.SymInt) for side in size):  # pooling is by numbers
+            means = qk.unflatten(2, (-1, size[0])).unflatten(4, (-1, size[1])).mean((3, 5))
+        else:
+            means = F.avg_pool2d(qk, size, ceil_mode=True)
         query, key = means.flatten(2).chunk(2, dim=1)
         return (query.transpose(1, 2) @ key).topk(top_k).indices

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..subject import load_subject, view_of
 from .sheet import check_format, draw_sheet, save
-from .subject import load_subject, view_of
 
 
 def explain(

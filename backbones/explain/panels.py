@@ -8,9 +8,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ..subject import Subject, View
 from .attention import Attention
 from .maps import enlarged, half_sides
-from .subject import Subject, View
 
 HEAT, NORMS = "plasma", "viridis"
 LEAST = 1e-12  # weights below, such as those behind a mask, are none

@@ -8,10 +8,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import InputError, first_line
+from ..subject import INPUTS, RANDOM, Subject, View
 from . import panels
 from .attention import Attention, attention_of
 from .maps import feature_norms, grad_cam, receptive_field
-from .subject import INPUTS, Subject, View
 
 KINDS = 2  # of attention, that are drawn of a stage
 COLUMN, ROW = 4.1, 4.55  # inches
@@ -38,7 +38,9 @@ def draw_sheet(subject: Subject, view: View, point: tuple[float, float], label: 
     head.text(0.01, 0.72, name, fontsize=20, weight="bold", va="center")
     _, channels, height, width = view.image.shape
     size = f"the model sees {width} × {height} pixels{' in grey' if channels == 1 else ''}"
-    head.text(0.01, 0.18, f"Weights: {subject.weights}.  Picture: {size}.", fontsize=12.5, va="center")
+    weights = subject.weights
+    weights += " (this shows where tokens can look, and no more)" if weights == RANDOM else ""
+    head.text(0.01, 0.18, f"Weights: {weights}.  Picture: {size}.", fontsize=12.5, va="center")
     for row, heading in zip(rows, HEADINGS):
         row.suptitle(heading, x=0.01, ha="left", fontsize=14.5, weight="bold", color="#1f4e79")
     _draw_answer(rows[0], subject, view, point, label)

@@ -184,6 +184,19 @@ class BiFormer(Backbone):
         self.apply(init_weights)
         self.train()
 
+    def export_sizes(self) -> tuple[int, int]:
+        if self.stages[0].blocks[0].attention.ragged:
+            raise InputError(
+                "This BiFormer has ragged regions, whose number changes with the size of the image, so that no one "
+                "graph can take many sizes. Export it for one size at a time."
+            )
+        return super().export_sizes()
+
+    def least_sizes(self) -> list[int]:
+        """As in `Backbone`: where a region has more than one token a side."""
+        routed = list(zip(self.feature_info, self.stages))[:-1]
+        return [info["reduction"] * (stage.blocks[0].attention.num_regions + 1) for info, stage in routed]
+
     def train(self, mode: bool = True) -> "BiFormer":
         """As everywhere, but the detection backbone keeps the running statistics of its batch norms."""
         super().train(mode)

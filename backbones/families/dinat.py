@@ -199,6 +199,12 @@ class DiNAT(Backbone):
         if not dense:  # the release's dense backbones keep PyTorch's initial weights
             self.apply(init_weights)
 
+    def least_sizes(self) -> list[int]:
+        """As in `Backbone`: where every dilated window fits into its map."""
+        pairs = zip(self.feature_info, self.stages)
+        windows = [(info, block.attention) for info, stage in pairs for block in stage.blocks]
+        return [info["reduction"] * window.kernel_size * window.dilation for info, window in windows]
+
 
 def convert_checkpoint(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename an official state dict, the release's or transformers' classifier's, to this module's names."""

@@ -122,9 +122,12 @@ def resize(x: Tensor, side: int) -> Tensor:
     channels-last maps does not (onnxruntime).
     """
     height, width = x.shape[1], x.shape[2]
-    if height != side:
+    # A symbol is many sizes; where it is `side`, the matrix is the identity.
+    if isinstance(height, torch.SymInt) or height != side:
         x = (resizing_matrix(height, side, x) @ x.flatten(2)).unflatten(2, (width, -1))
-    return resizing_matrix(width, side, x) @ x if width != side else x
+    if isinstance(width, torch.SymInt) or width != side:
+        x = resizing_matrix(width, side, x) @ x
+    return x
 
 
 def resizing_matrix(length: int, side: int, like: Tensor) -> Tensor:

@@ -228,6 +228,11 @@ class OverLoCK(Backbone):
     def to_nchw(self, x: Tensor) -> Tensor:
         return x
 
+    def least_sizes(self) -> list[int]:
+        """As in `Backbone`: where the large kernels of the focus net fit into its maps."""
+        pairs = list(zip(self.feature_info, self.stages))[2:]
+        return [info["reduction"] * stage.blocks[0].mixing.kernel_size for info, stage in pairs]
+
     def reparameterize(self) -> Self:
         """Merge each large convolution with its branches, in place: fewer parameters, the same in evaluation."""
         for module in self.modules():

@@ -108,6 +108,11 @@ class Swin(Backbone):
         windows = [stage.blocks[0].attention.window_size for stage in self.stages]
         return (not self.dense and tiles(images.shape[2], images.shape[3], self.patch_size, windows),)
 
+    def least_sizes(self) -> list[int]:
+        """As in `Backbone`: where every map is larger than its window."""
+        windows = [stage.blocks[0].attention.window_size for stage in self.stages]
+        return [info["reduction"] * (window + 1) for info, window in zip(self.feature_info, windows)]
+
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, window_size: int | None = None) -> None:
         """Give the network the windows it would have been built with; position tables are resized.
 
@@ -130,7 +135,12 @@ class Swin(Backbone):
 @fx.wrap
 @torch.jit.ignore
 def tiles(height: int, width: int, patch_size: int, windows: list[int]) -> bool:
-    """Whether the classification network is defined for a size: every map tiles into windows and merges evenly."""
+    """Whether the classification network is defined for a size: every map tiles into windows and merges evenly.
+
+    False where no map is as small as its window: there both sets of rules are the same.
+    """
+    if all(side > patch_size * 2**i * window for i, window in enumerate(windows) for side in (height, width)):
+        return False
     if height % patch_size or width % patch_size:
         return False
     height, width = height // patch_size, width // patch_size

@@ -46,6 +46,7 @@ class GridPosition(nn.Module):
 @torch.jit.ignore
 def resize_grid(table: Tensor, height: int, width: int) -> Tensor:
     """(1, h, w, C) interpolated to (1, height, width, C): bicubic, corners not aligned, no antialiasing."""
-    if table.shape[1] == height and table.shape[2] == width:
+    symbols = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)  # then it is for many sizes
+    if not symbols and table.shape[1] == height and table.shape[2] == width:
         return table
     return resize_bicubic(table.permute(0, 3, 1, 2), (height, width)).permute(0, 2, 3, 1)

@@ -130,7 +130,7 @@ def _check_window(operator: str, v: Tensor, kernel_size: int, dilation: int) -> 
             f"{operator} expects an odd kernel_size and a dilation of at least 1, but got kernel_size {kernel_size} "
             f"and dilation {dilation}."
         )
-    if kernel_size * dilation > min(v.shape[1], v.shape[2]):
+    if v.shape[1] < kernel_size * dilation or v.shape[2] < kernel_size * dilation:
         raise ValueError(
             f"{operator} expects a map of at least kernel_size * dilation = {kernel_size * dilation} positions a side, "
             f"but got {v.shape[1]} x {v.shape[2]}. Fill the map up, or reduce the dilation: the largest that fits is "

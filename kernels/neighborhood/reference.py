@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sizes import crop, is_zero
+
 # What a query of a block costs besides its products with keys, for the copies of these, in products. Measured on CPU.
 OVERHEAD = 4
+EXPORTED = 7  # side of the blocks in a graph for many sizes
 PART = 4_000_000  # pairs of a query and a key that are computed together
 
 
@@ -48,11 +51,14 @@ class Axis:
 
 def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device) -> Axis:
     """Blocks of an axis of `length` positions, at least kernel_size * dilation."""
-    length = operator.index(length)  # a compiled graph is for one size, as the blocks are
     longest = -(-length // dilation)  # members of the first class; the last ones may have one less
-    _, blocks = min([_cost(longest, size, kernel_size) for size in (longest, 4, 5, 6, 7, 8)])
-    size = -(-longest // blocks)
-    u = min(longest, size + kernel_size - 1)
+    if torch.compiler.is_exporting() and isinstance(length, torch.SymInt):
+        blocks, size, u = -(-longest // EXPORTED), EXPORTED, EXPORTED + kernel_size - 1
+    else:
+        length = operator.index(length)  # a compiled graph is for one size, as the blocks are
+        _, blocks = min([_cost(longest, size, kernel_size) for size in (longest, 4, 5, 6, 7, 8)])
+        size = -(-longest // blocks)
+        u = min(longest, size + kernel_size - 1)
 
     residue = torch.arange(dilation, device=device)[:, None, None]
     members = (length - residue + dilation - 1) // dilation
@@ -70,7 +76,7 @@ def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device)
         size,
         keys=key.minimum(members - 1) * dilation + residue,
         start=begin - first,
-        relative=relative if length % dilation else relative[:1],
+        relative=relative[:1] if is_zero(length % dilation) else relative,
     )
 
 
@@ -84,7 +90,7 @@ def _cost(length: int, size: int, kernel_size: int) -> tuple[int, int]:
 def cut_map(x: Tensor, kernel_size: int, dilation: int) -> tuple[Axis, Axis]:
     """Rows and columns of a map (B, H, W, ...)."""
     rows = cut_axis(x.shape[1], kernel_size, dilation, x.device)
-    if x.shape[1] == x.shape[2]:
+    if is_zero(x.shape[1] - x.shape[2]):
         return rows, rows
     return rows, cut_axis(x.shape[2], kernel_size, dilation, x.device)
 
@@ -154,10 +160,12 @@ def _by_parts(
     queries = _query_blocks(queries, rows, columns)
     takes = [_key_blocks(x, rows, columns) for x in keys]
     axis = 0 if rows.dilation > 1 else 1
-    step = length = rows.keys.shape[axis]
-    if not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
-        pairs = queries.shape[:-1].numel() * rows.keys.shape[2] * columns.keys.shape[2]
-        step = max(1, length * PART // max(1, pairs))
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        parts = compute(queries, *(take((slice(None), slice(None))) for take in takes), rows)
+        return crop(_to_map(parts, rows, columns), height, width).contiguous()
+    length = rows.keys.shape[axis]
+    pairs = queries.shape[:-1].numel() * rows.keys.shape[2] * columns.keys.shape[2]
+    step = max(1, length * PART // max(1, pairs))
     parts = []
     for i in range(0, length, step):
         part = (slice(i, i + step), slice(None)) if axis == 0 else (slice(None), slice(i, i + step))
@@ -191,7 +199,7 @@ def _query_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
     batch, height, width, num_heads, dim = x.shape
     bottom = rows.blocks * rows.size * rows.dilation - height
     right = columns.blocks * columns.size * columns.dilation - width
-    if bottom or right:
+    if not (is_zero(bottom) and is_zero(right)):
         x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
     # A position is (block * size + rank in the block) * dilation + class.
     x = x.reshape(
@@ -202,7 +210,7 @@ def _query_blocks(x: Tensor, rows: Axis, columns: Axis) -> Tensor:
 
 def _key_blocks(x: Tensor, rows: Axis, columns: Axis) -> Callable[[tuple[slice, slice]], Tensor]:
     """What makes the blocks of keys of a part, slices of row classes and row blocks, of a map (B, H, W, heads, d)."""
-    if rows.blocks == columns.blocks == 1:  # every query's keys are its class, in the same order
+    if is_zero(rows.blocks - 1) and is_zero(columns.blocks - 1):  # every query's keys are its class, in the same order
         blocks = _query_blocks(x, rows, columns)
         return lambda part: blocks[:, :, *part]
     batch, height, width, num_heads, dim = x.shape

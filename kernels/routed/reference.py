@@ -17,7 +17,7 @@ def routed_attention_reference(
     rows, columns = regions
     size = (height // rows, width // columns)
     scale = head_dim**-0.5 if scale is None else scale
-    q, k, v = _to_regions(q * scale, size), _to_regions(k, size), _to_regions(v, size)
+    q, k, v = (_to_regions(x, regions, size) for x in (q * scale, k, v))
     # A region of one head and image is one row of k and of v, so that gathering copies whole blocks of memory.
     first = torch.arange(batch * num_heads, device=q.device).view(batch, num_heads, 1, 1) * (rows * columns)
     index = (first + routes[:, None]).flatten(0, 2)
@@ -27,11 +27,10 @@ def routed_attention_reference(
     return out.reshape(batch, height, width, num_heads, head_dim).contiguous()
 
 
-def _to_regions(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _to_regions(x: Tensor, regions: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """(B, H, W, heads, head_dim) to (B * heads * regions, tokens, head_dim), regions and tokens in row-major order."""
-    batch, height, width, num_heads, head_dim = x.shape
-    x = x.reshape(batch, height // size[0], size[0], width // size[1], size[1], num_heads, head_dim)
-    return x.permute(0, 5, 1, 3, 2, 4, 6).reshape(-1, size[0] * size[1], head_dim)
+    x = x.reshape(x.shape[0], regions[0], size[0], regions[1], size[1], *x.shape[3:])
+    return x.permute(0, 5, 1, 3, 2, 4, 6).reshape(-1, size[0] * size[1], x.shape[6])
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sizes import crop, is_zero
+
 # On CPU PyTorch's fused attention beats the plain products from about this many tokens of a window on, for inference:
 # it has no gradient for the bias.
 FUSED_TOKENS = 144
@@ -46,7 +48,7 @@ def window_attention_reference(
             apart = regions[:, None, :, None] != regions[:, None, None, :]  # (windows, 1, queries, keys)
             scores = scores.add_(torch.zeros_like(apart, dtype=scores.dtype).masked_fill_(apart, MASKED))
         out = scores.softmax(-1) @ v
-    return _from_windows(out, padded, window_size, shift)[:, :height, :width].contiguous()
+    return crop(_from_windows(out, padded, window_size, shift), height, width).contiguous()
 
 
 def shift_regions(
@@ -70,7 +72,7 @@ def shift_regions(
 def _pad(x: Tensor, size: list[int], fill: Tensor | None) -> Tensor:
     """(B, H, W, heads, head_dim) extended on the right and bottom with `fill` (heads, head_dim), or with zeros."""
     bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-    if not (bottom or right):
+    if is_zero(bottom) and is_zero(right):
         return x
     if fill is None:
         return F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))

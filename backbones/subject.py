@@ -1,4 +1,4 @@
-"""What is explained: a model with its weights, the names of its classes, and a picture as it sees it."""
+"""What tools work on: a model with its weights, the names of its classes, and a picture as it sees it."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ import torch
 import yaml
 from PIL import Image, ImageOps
 from timm.data import ImageNetInfo
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..checkpoints import HEAD, STEM, read_checkpoint, read_metadata
-from ..errors import InputError, first_line, suggest
-from ..registry import create_model
+from .checkpoints import HEAD, STEM, read_checkpoint, read_metadata
+from .errors import InputError, first_line, suggest
+from .registry import create_model
 
 INPUTS = 8  # pictures that a receptive field is averaged over
+RANDOM = "random, not trained"
 RUN_WEIGHTS = "checkpoints/best.safetensors"  # in a run folder, beside config.yaml
 
 
@@ -26,13 +26,16 @@ class Subject:
     """A model in evaluation mode, and how its pictures are prepared.
 
     Attributes:
+        model: a `Backbone`, or what `features_only` makes of it.
+        channels: of its images.
         classes: their names, by label.
         size: rows and columns of the pictures, in pixels.
         crop_pct, squash: share of the picture's shorter side that the crop keeps; whether it keeps that share of both.
         weights: where the weights are from, in words.
     """
 
-    model: Backbone
+    model: nn.Module
+    channels: int
     classes: list[str]
     size: tuple[int, int]
     mean: list[float]
@@ -104,11 +107,20 @@ class View:
         return torch.cat(images)
 
 
-def load_subject(name: str, checkpoint: Path | None = None, pretrained: bool = False) -> Subject:
+def load_subject(
+    name: str,
+    checkpoint: Path | None = None,
+    pretrained: bool = False,
+    dense: str | None = None,
+    features: bool = False,
+) -> Subject:
     """A model with the weights of a file or a run folder, with its published ones, or with random ones.
 
     Weights of a run bring the classes and the preparation of pictures with them, if they are still in the run's folder;
     for others, they are those of the model's published weights.
+
+    Args:
+        dense, features: `dense` and `features_only` of `create_model`.
 
     Raises:
         InputError: the file cannot be read, is of another model, or has no classifier.
@@ -118,22 +130,24 @@ def load_subject(name: str, checkpoint: Path | None = None, pretrained: bool = F
     keywords, data = ({}, {}) if checkpoint is None else _of_file(checkpoint)
     settings = data | _of_run(checkpoint, name, keywords)
     torch.manual_seed(0)
-    model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint or "", **keywords).eval()
-    if not model.num_classes or not any(weight.any() for weight in model.get_classifier().parameters()):
+    keywords |= dict(pretrained=pretrained, checkpoint_path=checkpoint or "", features_only=features, dense=dense)
+    model = create_model(name, **keywords).eval()
+    backbone = model.model if features else model
+    trained = backbone.num_classes and any(weight.any() for weight in backbone.get_classifier().parameters())
+    if not features and not trained:
         raise InputError(
             f"The weights for {name} have no classifier, so that nothing says what they see in a picture. Give weights "
             "that were trained or fine-tuned to classify."
         )
     cfg = model.pretrained_cfg
     known = pretrained or checkpoint is not None
-    weights = (
-        f"published as {name}" if pretrained else "random, not trained (this shows where tokens can look, and no more)"
-    )
-    channels = model.in_chans
+    weights = f"published as {name}" if pretrained else RANDOM
+    channels = backbone.in_chans
     mean, std = (settings.get(key, cfg[key]) for key in ("mean", "std"))
     return Subject(
         model,
-        settings.get("classes") or _class_names(model.num_classes, known),
+        channels,
+        settings.get("classes") or _class_names(backbone.num_classes, known),
         (settings["img_size"],) * 2 if "img_size" in settings else tuple(cfg["input_size"][1:]),
         *(list(v) if len(v) == channels else [sum(v) / len(v)] * channels for v in (mean, std)),
         settings.get("crop_pct", cfg["crop_pct"]),
@@ -148,15 +162,21 @@ def view_of(subject: Subject, file: Path) -> View:
     Raises:
         InputError: it cannot be read.
     """
-    if subject.model.in_chans not in (1, 3):
+    if subject.channels not in (1, 3):
         raise InputError(
-            f"The model takes images of {subject.model.in_chans} channels, but pictures are read as grey or as colour."
+            f"The model takes images of {subject.channels} channels, but pictures are read as grey or as colour."
         )
     try:
         with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("L" if subject.model.in_chans == 1 else "RGB")
+            picture = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"The picture {file} cannot be read ({first_line(error)}).") from error
+    return view_of_picture(subject, picture)
+
+
+def view_of_picture(subject: Subject, picture: Image.Image) -> View:
+    """A picture as the model is to see it."""
+    picture = picture.convert("L" if subject.channels == 1 else "RGB")
     scale = [side / length for side, length in zip(picture.size, subject.size[::-1])]
     scale = scale if subject.squash else [min(scale)] * 2
     half = [subject.crop_pct * s * length / 2 for s, length in zip(scale, subject.size[::-1])]
@@ -213,4 +233,9 @@ def _class_names(number: int, known: bool) -> list[str]:
     """ImageNet's names for 1000 classes of weights that were trained; numbers for all else."""
     if known and number == 1000:
         return [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
-    return [f"class {i}" for i in range(number)]
+    return numbered(number)
+
+
+def numbered(classes: int) -> list[str]:
+    """Names of classes of which nothing but the number is known."""
+    return [f"class {i}" for i in range(classes)]
