@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,13 +69,18 @@ class Network:
     def __init__(self, config, task: nn.Module, facts: str, of_run: bool):
         self.config, self.task, self.facts, self.of_run = config, task, facts, of_run
 
+    @cached_property
+    def validation(self):
+        """The validation set. Raises InputError where the data are gone."""
+        return evaluation_source(self.config)
+
     def sample(self, folder: Path) -> tuple[Path, str]:
         """Write a random picture of the validation set into a folder; returns its file, and what it is.
 
         Raises:
             InputError: the data are gone, or damaged.
         """
-        source = evaluation_source(self.config)
+        source = self.validation
         index = random.randrange(len(source))
         label = f": “{source.classes[source.target(index)]}”" if self.task.target is None else ""
         try:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image, ImageDraw
+from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from backbones.explain import Attention
@@ -25,7 +26,7 @@ def draw_attention(network: Classifier, seen: Seen, found: Attention, point: tup
     return _mark(picture, seen, point)
 
 
-def draw_cam(network: Classifier, seen: Seen, cam) -> Image.Image:
+def draw_cam(network: Classifier, seen: Seen, cam: Tensor) -> Image.Image:
     """Grad-CAM over the picture in grey, interpolated."""
     shares = cam.cpu().numpy() / (float(cam.max()) or 1)
     # The picture shows where little speaks for the class.
@@ -45,7 +46,7 @@ def attention_legend(network: Classifier, found: Attention) -> str:
     )
 
 
-def cam_legend(name: str, cam) -> str:
+def cam_legend(name: str, cam: Tensor) -> str:
     """What the colours of `draw_cam` mean, in HTML."""
     rows, columns = cam.shape
     nothing = "" if cam.any() else " <b>Nothing speaks for it.</b>"
