@@ -1,5 +1,6 @@
 """What the demo says and draws of a picture, and what it refuses; test_demo_page.py has the page itself."""
 
+import json
 import re
 import socket
 import sys
@@ -34,7 +35,7 @@ def write_run(folder, task: dict, data: dict, classes: list[str], sure_of: int |
     Args:
         sure_of: a label that a detector gives to everything.
     """
-    config = dict(backbone=dict(name="swin_nano"), task=task, data=data, trainer=dict(epochs=1))
+    config = dict(name="nothing", backbone=dict(name="swin_nano"), task=task, data=data, trainer=dict(epochs=1))
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     built = SimpleNamespace(
@@ -68,17 +69,19 @@ def picture(tmp_path):
     return path
 
 
-def test_a_run_answers_as_in_evaluation(run_folder, call, tmp_path):
+def test_a_run_answers_as_in_evaluation(call, tmp_path):
+    run = write_run(tmp_path / "run", dict(name="classification"), dict(name="digits"), [*"0123456789"])
+    (run / "summary.json").write_text(json.dumps(dict(top1=0.25, top5=0.5, loss=2.0)))
     upright = Digits().splits()[1].picture(0).image()
     upright.save("upright.png")
     sideways = upright.transpose(Image.Transpose.ROTATE_90)
     sideways.getexif()[0x0112] = 6  # to be turned clockwise
     sideways.save("sideways.png", exif=sideways.getexif())
-    network = load_run(run_folder)
+    network = load_run(run)
     seen = network.see("upright.png")
-    lines = call(evaluation, f"run={run_folder}", "image=sideways.png").splitlines()
+    lines = call(evaluation, f"run={run}", "image=sideways.png").splitlines()
     assert [f"{share:7.2%}  {network.task.classes[label]}" for label, share in seen.likeliest] == lines
-    assert "swin_nano · classification · 10 classes of digits · top-1" in network.facts and network.has_cam
+    assert "swin_nano · classification · 10 classes of digits · top-1 25.00%" in network.facts and network.has_cam
     sample, origin = network.sample(tmp_path)
     assert Image.open(sample).size == (32, 32) and re.fullmatch(
         r"Validation picture: “\d” \(digit \d+ of scikit-learn\)", origin

@@ -146,7 +146,7 @@ def test_a_classifier_is_asked(page, runs, tmp_path):
 def test_what_another_network_finds(page, runs):
     from playwright.sync_api import expect
 
-    page.get_by_label("Network").click()
+    page.get_by_role("combobox", name="Network", exact=True).click()
     page.get_by_role("option", name=str(runs[1])).click()
     expect(page.get_by_text("swin_nano · detection · 10 classes of digit_scenes · not finished")).to_be_visible()
     page.get_by_role("button", name="Take a picture of its validation set").click()

@@ -17,9 +17,9 @@ from . import overlay
 from .networks import Classifier, Finder, Network, Seen, opened
 
 HINTS = {
-    Classifier: "Drop a picture, then **click a point** of it: beside it is where the network looks from there. "
+    Classifier: "Drop a picture, then **click a point** of it to see where the network looks from there. "
     "**Click an answer** to see what speaks for it.",
-    Finder: "Drop a picture: beside it is what the network finds there.",
+    Finder: "Drop a picture to see what the network finds in it.",
 }
 CSS = ".gradio-container {max-width: 1200px !important; margin: auto}"
 THEME = gr.themes.Default(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
