@@ -156,6 +156,9 @@ def test_what_is_found_is_drawn_and_listed(tmp_path, picture):
     assert all(row.keys() == {"label", "score", "box"} and row["score"] >= 0.5 for row in rows)
     pixels = np.asarray(drawn).astype(int)
     assert (np.abs(pixels - (0xCC, 0x79, 0xA7)).sum(2) < 3).sum() > 100  # the colour of label 3
+    table = overlay.table_of([dict(label=CAREFUL, box=[1.5, 2.0])])
+    assert "<th>label</th><th>box</th>" in table and "<td>[1.5, 2.0]</td>" in table and CAREFUL not in table
+    assert overlay.table_of([]) == "Nothing is found."
     sample, origin = network.sample(tmp_path)
     assert Image.open(sample).size == (80, 64) and origin.startswith("Validation picture (scene ")
 

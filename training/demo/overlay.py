@@ -1,6 +1,7 @@
 """Where a network looks, as colours over the picture, and the legends to them."""
 
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -56,6 +57,16 @@ def cam_legend(name: str, cam: Tensor) -> str:
         f"What speaks for <b>“{escape(name)}”</b>: bright places do.{nothing} Interpolated from the {rows} × {columns} "
         "tokens of the last stage, so the places are rough.",
     )
+
+
+def table_of(found: list[dict[str, Any]]) -> str:
+    """What is found, in HTML: a row each, and a column for each key."""
+    if not found:
+        return "Nothing is found."
+    head = "".join(f"<th>{escape(key)}</th>" for key in found[0])
+    rows = ("".join(f"<td>{escape(str(value))}</td>" for value in entry.values()) for entry in found)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table style="width: 100%; text-align: left"><tr>{head}</tr>{body}</table>'
 
 
 def canvas_of(picture: Image.Image) -> Image.Image:

@@ -81,7 +81,7 @@ class Page:
                     self.attention_legend = gr.HTML()
                 with gr.Column(visible=False) as self.finds:
                     self.drawn = gr.Image(label="What it finds", interactive=False, **image)
-                    self.table = gr.Dataframe(label="What it finds, as a list", interactive=False)
+                    self.table = gr.HTML()
             with gr.Row(visible=False) as self.answers:
                 with gr.Column():
                     self.answer = gr.Label(label="Answer: the likeliest classes", num_top_classes=5)
@@ -153,7 +153,7 @@ class Page:
             shown = nothing | {self.picture: overlay.canvas_of(opened(file))}
             if isinstance(network, Finder):
                 drawn, rows = network.find(file)
-                return shown | {self.drawn: drawn, self.table: table_of(rows)}
+                return shown | {self.drawn: drawn, self.table: overlay.table_of(rows)}
             seen = network.see(file)
         except InputError as error:
             gr.Warning(str(error).replace(str(file), Path(file).name))  # nobody knows the folder that it was put in
@@ -205,10 +205,3 @@ class Page:
             self.cam: overlay.draw_cam(look.network, look.seen, cam),
             self.cam_legend: overlay.cam_legend(look.network.task.classes[label], cam),
         }
-
-
-def table_of(rows: list[dict[str, Any]]) -> dict[str, list]:
-    """What is found, as a table: a column for each key, numbers side by side for lists."""
-    headers = list(rows[0]) if rows else ["nothing found"]
-    cells = [[", ".join(map(str, v)) if isinstance(v, list) else v for v in row.values()] for row in rows]
-    return dict(headers=headers, data=cells)
