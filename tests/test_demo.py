@@ -49,9 +49,13 @@ def write_run(folder, task: dict, data: dict, classes: list[str], sure_of: int |
     return folder
 
 
+def write_digits(folder):
+    return write_run(folder, dict(name="classification"), dict(name="digits"), [*"0123456789"])
+
+
 def write_detector(folder):
     task = dict(name="detection", head="faster_rcnn", width=32, hidden=32)
-    return write_run(folder, task, SCENES, [str(digit) for digit in range(10)], sure_of=3)
+    return write_run(folder, task, SCENES, [*"0123456789"], sure_of=3)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def picture(tmp_path):
 
 
 def test_a_run_answers_as_in_evaluation(call, tmp_path):
-    run = write_run(tmp_path / "run", dict(name="classification"), dict(name="digits"), [*"0123456789"])
+    run = write_digits(tmp_path / "run")
     (run / "summary.json").write_text(json.dumps(dict(top1=0.25, top5=0.5, loss=2.0)))
     upright = Digits().splits()[1].picture(0).image()
     upright.save("upright.png")

@@ -19,7 +19,7 @@ from training.demo import overlay
 from training.demo.networks import load_run
 
 from .conftest import ROOT
-from .test_demo import write_detector
+from .test_demo import write_detector, write_digits
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,10 @@ FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUI
 
 
 @pytest.fixture(scope="module")
-def runs(run_folder, tmp_path_factory):
+def runs(tmp_path_factory):
     """A run of the digits, and one that finds a 3 everywhere."""
-    return run_folder, write_detector(tmp_path_factory.mktemp("demo") / "scenes")
+    folder = tmp_path_factory.mktemp("demo")
+    return write_digits(folder / "digits"), write_detector(folder / "scenes")
 
 
 @pytest.fixture(scope="module")
