@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-slow test-docs test-timm docs wheel venv clean
+.PHONY: help train test test-slow test-demo test-docs test-timm demo docs wheel venv clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -31,10 +31,16 @@ wheel: .venv/.core  ## build the wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+demo: .venv-demo/.done  ## show pictures to the networks in runs/, in the browser
+	.venv-demo/bin/python -m training demo --run runs
+
+test-demo: .venv-demo/.done  ## test the demo in a real browser (needs Chromium)
+	.venv-demo/bin/python -m pytest -m "slow or not slow" tests/test_demo.py tests/test_demo_page.py
+
 venv: .venv/.dev  ## create .venv with the project and everything the tests need
 
-clean:  ## remove .venv and build files (runs/ stays)
-	rm -rf .venv .cache build dist site *.egg-info
+clean:  ## remove .venv, .venv-demo and build files (runs/ stays)
+	rm -rf .venv .venv-demo .cache build dist site *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}; use make PYTHON=python3.12 …")'
@@ -47,3 +53,8 @@ clean:  ## remove .venv and build files (runs/ stays)
 .venv/.dev: setup.cfg pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch .venv/.core $@
+
+.venv-demo/.done: setup.cfg pyproject.toml requirements-demo.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --editable . -r requirements-demo.txt playwright pytest
+	touch $@

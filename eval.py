@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
 
 from backbones import InputError
-from backbones.checkpoints import read_checkpoint, read_metadata
 from train import CONFIGS, register_schemas, saved_config, with_free_keywords
 from training.building import (
     Recipe,
-    build_task,
     check_classes,
+    evaluation_picture,
     evaluation_samples,
     evaluation_source,
+    load_task,
+    saved_classes,
     splits_of,
     task_class,
 )
 from training.commandline import ending_well
-from training.data import BadImageError, BadImages, DataSettings, Loader, Picture, evaluation_transform
-from training.data.dense import DenseSettings, upright
+from training.data import BadImages, DataSettings, Loader
+from training.data.dense import DenseSettings
 from training.distributed import choose_device, gather, joined, rank, world_size
 from training.engine import Precision, Reporter, RunFolder, TrainerSettings, evaluate
 from training.sweep import Job, Sweep, comes_cropped, jobs_of
@@ -119,22 +119,13 @@ def report_together(
     reporter = Reporter(quiet=not first)
     kind = task_class(config)
     # A checkpoint of this project names its classes, so a picture needs no data; nearest neighbours are of the data.
-    saved = read_metadata(checkpoint or "") if kind.trains else {}
-    classes, things = (json.loads(saved.get(name, "null")) for name in ("classes", "things"))
+    classes, things = saved_classes(checkpoint or "") if kind.trains else (None, None)
     if image is None or classes is None:
         train_source, source = (None, evaluation_source(config)) if kind.trains else splits_of(config)
         if checkpoint is not None and kind.trains:
             check_classes(checkpoint, source.classes)
         things = getattr(source, "things", None)
-    weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
-    if kind.whole_checkpoint:
-        if checkpoint is None:
-            raise InputError(f"task={config.task['name']} evaluates what it trained: give run=PATH.")
-        weights = dict(checkpoint_path="", pretrained=False)
-    task = build_task(config, classes or source.classes, things, **weights).to(device).eval()
-    if kind.whole_checkpoint:
-        task.load_weights(read_checkpoint(checkpoint))
-    task.check_weights()
+    task = load_task(config, checkpoint, classes or source.classes, things, device)
     precision = Precision(config.trainer.precision, device)
     bad_images = BadImages(config.data.max_bad_images)
 
@@ -198,20 +189,13 @@ def output_folder(folder: Path | None) -> Path:
 
 def classify(task, config, file: str) -> None:
     """Print the likeliest classes of one picture."""
-    try:
-        image = evaluation_transform(config.data)(Picture.read(file, config.data.channels))
-    except BadImageError as error:
-        raise InputError(f"The picture {file} cannot be read ({error}).") from error
-    for name, probability in task.predict(image):
+    for name, probability in task.predict(evaluation_picture(config, file)):
         print(f"{probability:7.2%}  {name}")
 
 
 def find(task, config, file: Path, folder: Path | None) -> None:
     """Write what is found in one picture: drawn in, as JSON, and where there is a map, its numbers as a PNG."""
-    try:
-        image = torch.from_numpy(upright(file, config.data.channels).pixels()).permute(2, 0, 1)
-    except BadImageError as error:
-        raise InputError(f"The picture {file} cannot be read ({error}).") from error
+    image = evaluation_picture(config, file)
     prediction = task.predict(image.to(choose_device(config.trainer.device)))
     folder = output_folder(folder)
     names = [f"{file.stem}_{config.task['name']}.png", f"{file.stem}_{config.task['name']}.json"]

@@ -182,11 +182,6 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def family_of(name: str) -> str:
-    """The family that a model belongs to."""
-    return _find(name).family
-
-
 def _find(name: str) -> Variant:
     if name not in _variants:
         raise InputError(

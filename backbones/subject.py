@@ -177,13 +177,24 @@ def view_of(subject: Subject, file: Path) -> View:
 def view_of_picture(subject: Subject, picture: Image.Image) -> View:
     """A picture as the model is to see it."""
     picture = picture.convert("L" if subject.channels == 1 else "RGB")
-    scale = [side / length for side, length in zip(picture.size, subject.size[::-1])]
-    scale = scale if subject.squash else [min(scale)] * 2
-    half = [subject.crop_pct * s * length / 2 for s, length in zip(scale, subject.size[::-1])]
-    (x, y), (w, h) = [side / 2 for side in picture.size], half
-    box = (x - w, y - h, x + w, y + h)
+    box = seen_part(picture.size, subject.size, subject.crop_pct, subject.squash)
     shown = picture.crop(tuple(round(edge) for edge in box))  # black where the crop is larger than the picture
     return View(subject, picture, box, shown, tensor(subject, picture, box))
+
+
+def seen_part(
+    picture: tuple[int, int], size: tuple[int, int], crop_pct: float, squash: bool
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what a model sees of a picture, in its pixels; may reach beyond the picture.
+
+    Args:
+        picture: its width and height.
+        size, crop_pct, squash: as in `Subject`.
+    """
+    scale = [side / length for side, length in zip(picture, size[::-1])]
+    scale = scale if squash else [min(scale)] * 2
+    (x, y), (w, h) = [side / 2 for side in picture], [crop_pct * s * length / 2 for s, length in zip(scale, size[::-1])]
+    return x - w, y - h, x + w, y + h
 
 
 def tensor(subject: Subject, picture: Image.Image, box: tuple[float, float, float, float]) -> Tensor:

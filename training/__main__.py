@@ -43,6 +43,12 @@ def scenes_command(options: argparse.Namespace) -> None:
     print(f"{options.train} + {options.val} scenes are in {options.folder}")
 
 
+def demo_command(options: argparse.Namespace) -> None:
+    from .demo.command import demo  # what only the demo needs is imported here
+
+    demo(**{key: value for key, value in vars(options).items() if key != "run"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description="Tools for runs and data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -66,6 +72,21 @@ def main() -> None:
     command.add_argument("--val", type=int, default=50, metavar="N", help="validation scenes (50)")
     command.add_argument("--channels", type=int, choices=(1, 3), default=3, help="grey or coloured (3)")
     command.set_defaults(run=scenes_command)
+
+    command = commands.add_parser("demo", help="a page in the browser: what networks see in a picture; needs Gradio")
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument(
+        "--run", dest="runs", type=Path, action="append", metavar="RUN", help="a run or a folder of runs; repeatable"
+    )
+    network.add_argument("--backbone", metavar="NAME", help="a classifier of the zoo, with random weights, or:")
+    weights = command.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="its weights, the project's or official ones, or a run folder"
+    )
+    weights.add_argument("--pretrained", action="store_true", help="its published weights, downloaded")
+    command.add_argument("--port", type=int, default=7860, help="of the page (7860)")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too (127.0.0.1)")
+    command.set_defaults(run=demo_command)
 
     options = parser.parse_args()
     with ending_well(debug=False):

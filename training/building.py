@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import backbones
 from backbones import InputError
-from backbones.checkpoints import read_metadata
+from backbones.checkpoints import read_checkpoint, read_metadata
 from backbones.errors import first_line, suggest
 
 from .data import (
     DATASETS,
     AugmentSettings,
+    BadImageError,
     BadImages,
     LabelledPictures,
     Loader,
     evaluation_transform,
     training_transform,
 )
-from .data.dense import AnnotatedPictures, DenseAugmentSettings, DenseSettings
+from .data.dense import AnnotatedPictures, DenseAugmentSettings, DenseSettings, upright
 from .data.dense import training_transform as dense_training_transform
 from .distributed import rank, world_size
 from .engine import LOGGERS, EmaSettings, OptimizerSettings, RunFolder, ScheduleSettings, images_per_step
@@ -107,6 +108,17 @@ def evaluation_samples(config, source) -> LabelledPictures | AnnotatedPictures:
     return AnnotatedPictures(source)
 
 
+def evaluation_picture(config, file: str | Path) -> Tensor:
+    """A picture of one's own as it is evaluated, turned as its EXIF data say, uint8 (channels, H, W)."""
+    try:
+        picture = upright(file, config.data.channels)
+        if task_class(config).target is None:
+            return evaluation_transform(config.data)(picture)
+        return torch.from_numpy(picture.pixels()).permute(2, 0, 1)
+    except BadImageError as error:
+        raise InputError(f"The picture {file} cannot be read ({error}).") from error
+
+
 def check_data(config) -> None:
     """Raise InputError where the data do not say of their pictures what the task needs to know."""
     dense = task_class(config).target is not None
@@ -150,6 +162,23 @@ def build_task(config, classes: list[str], things: list[bool] | None = None, **b
         raise InputError(f"The task cannot be built with {config.task}: {first_line(error)}.") from error
 
 
+def load_task(
+    config, checkpoint: Path | None, classes: list[str], things: list[bool] | None, device: torch.device
+) -> nn.Module:
+    """The task with the weights of a file, in evaluation mode; None: with those that the backbone's keywords name."""
+    kind = task_class(config)
+    weights = {} if checkpoint is None else dict(checkpoint_path=checkpoint, pretrained=False)
+    if kind.whole_checkpoint:
+        if checkpoint is None:
+            raise InputError(f"task={config.task['name']} evaluates what it trained: give run=PATH.")
+        weights = dict(checkpoint_path="", pretrained=False)
+    task = build_task(config, classes, things, **weights).to(device).eval()
+    if kind.whole_checkpoint:
+        task.load_weights(read_checkpoint(checkpoint))
+    task.check_weights()
+    return task
+
+
 def build_backbone(config, defaults: dict[str, Any], more: dict[str, Any]) -> nn.Module:
     """The backbone with its configured keywords, those that follow from the task, and `more`."""
     for keyword in ("num_classes", "features_only", "out_indices", "dense"):
@@ -175,9 +204,15 @@ def weights_file(path: Path) -> Path:
     return best if path.is_dir() else path
 
 
+def saved_classes(checkpoint: Path | str) -> tuple[list[str] | None, list[bool] | None]:
+    """Names of the labels, and of segments whether they are counted, as far as a checkpoint says them."""
+    saved = read_metadata(checkpoint)
+    return json.loads(saved.get("classes", "null")), json.loads(saved.get("things", "null"))
+
+
 def check_classes(checkpoint: Path, classes: list[str]) -> None:
     """Raise InputError where a checkpoint says that it was trained for other classes, or the same in another order."""
-    saved = json.loads(read_metadata(checkpoint).get("classes", "null"))
+    saved, _ = saved_classes(checkpoint)
     if saved is not None and saved != classes:
         raise InputError(
             f"The checkpoint {checkpoint} was trained for other classes ({', '.join(saved[:5])}, …) than the data has "

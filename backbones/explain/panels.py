@@ -94,11 +94,11 @@ def draw_attention(axes: Axes, view: View, found: Attention, point: tuple[float,
     _frame(axes, view, f"Stage {found.stage + 1}, block {found.block + 1}:\n{found.title}")
     _enlarge(axes, view, draw, seen, point, pixels)
     total = float(weights.sum())
-    given = "" if abs(total - 1) < 0.005 else f", all together {_percent(total)}"
+    given = "" if abs(total - 1) < 0.005 else f", all together {percent(total)}"
     axes.set_xlabel(
-        f"sees {int(seen.sum())} of {rows * columns} tokens;\nlargest weight {_percent(most)}{given}", **CAPTION
+        f"sees {int(seen.sum())} of {rows * columns} tokens;\nlargest weight {percent(most)}{given}", **CAPTION
     )
-    _bar(axes, Normalize(0, most or 1), HEAT, [0, most or 1], ["0", _percent(most)])
+    _bar(axes, Normalize(0, most or 1), HEAT, [0, most or 1], ["0", percent(most)])
 
 
 def draw_channels(axes: Axes, found: Attention) -> None:
@@ -116,7 +116,7 @@ def draw_channels(axes: Axes, found: Attention) -> None:
     )
     axes.set_title(f"Stage {found.stage + 1}, block {found.block + 1}:\n{found.title}", **TITLE)
     axes.set_box_aspect(1)
-    _bar(axes, Normalize(0, weights.max()), HEAT, [0, weights.max()], ["0", _percent(weights.max())])
+    _bar(axes, Normalize(0, weights.max()), HEAT, [0, weights.max()], ["0", percent(weights.max())])
 
 
 def draw_norms(axes: Axes, view: View, norms: Tensor, stage: int, channels: int, pixels: int) -> None:
@@ -196,6 +196,6 @@ def _short(name: str) -> str:
     return name if len(name) <= 26 else name[:25] + "…"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share with two digits that count."""
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"

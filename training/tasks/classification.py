@@ -182,7 +182,7 @@ class Classification(nn.Module):
     @torch.inference_mode()
     def predict(self, image: Tensor) -> list[tuple[str, float]]:
         """Up to five (class, probability) of one picture, uint8 (channels, H, W), the likeliest first."""
-        probabilities = self.logits(self._normalise(image[None])).softmax(1)[0]
+        probabilities = self.logits(self.normalise(image[None])).softmax(1)[0]
         values, labels = probabilities.topk(min(5, len(self.classes)))
         return [(self.classes[label], value) for label, value in zip(labels.tolist(), values.tolist())]
 
@@ -202,9 +202,10 @@ class Classification(nn.Module):
         """Take the tensors of a checkpoint of this task, if there are more than the backbone's."""
 
     def _prepare(self, batch) -> tuple[Tensor, Tensor]:
-        return self._normalise(batch.images), batch.targets.to(self.mean.device, non_blocking=True)
+        return self.normalise(batch.images), batch.targets.to(self.mean.device, non_blocking=True)
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pictures, uint8 (B, channels, H, W), as the model takes them."""
         images = images.to(self.mean.device, non_blocking=True, memory_format=torch.channels_last)
         # As wide as the pictures, so that a processor runs along a row's values instead of restarting at each pixel.
         mean, std = (
