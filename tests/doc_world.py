@@ -105,7 +105,7 @@ def _tables(folder: Path, random: np.random.Generator) -> None:
 
 def _scenes(data: Path) -> None:
     """In the layout of COCO, and in that of a folder of one's own."""
-    scenes = DigitScenes(train_scenes=8, val_scenes=4, channels=3)
+    scenes = DigitScenes(train_scenes=8, val_scenes=4, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
     for split, objects, segments in zip(("train", "val"), scenes.splits("masks"), scenes.splits("segments")):
         export_coco(objects, segments, data / "mine", split)
         shutil.copytree(data / "mine" / split, data / f"coco/{split}2017")

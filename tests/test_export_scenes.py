@@ -1,6 +1,7 @@
 """Data sets that are written as files, and read again."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+import training.__main__
 from backbones import InputError
 from training.annotation import IGNORED
 from training.data import BadImageError, Picture
@@ -173,3 +175,11 @@ def test_more_segments_than_a_byte_counts(tmp_path):
     pixels[0, 0] = (7, 8, 9)
     Image.fromarray(pixels).save(png)
     assert_same(CocoFolder(root=str(tmp_path)).evaluation("segments"), Rows("segments", 1))
+
+
+@pytest.mark.parametrize(("form", "folder"), [("coco", "train"), ("maps", "images/train")])
+def test_the_tool_writes_scenes(tmp_path, monkeypatch, form, folder):
+    arguments = ["scenes", str(tmp_path), "--form", form, "--train", "2", "--val", "1"]
+    monkeypatch.setattr(sys, "argv", ["training", *arguments])
+    training.__main__.main()
+    assert [Image.open(path).mode for path in (tmp_path / folder).glob("*.png")] == ["RGB", "RGB"]

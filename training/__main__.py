@@ -32,7 +32,8 @@ def weights_command(options: argparse.Namespace) -> None:
 
 
 def scenes_command(options: argparse.Namespace) -> None:
-    scenes = DigitScenes(train_scenes=options.train, val_scenes=options.val, channels=options.channels)
+    colours = dict(channels=options.channels, mean=[0.5] * options.channels, std=[0.25] * options.channels)
+    scenes = DigitScenes(train_scenes=options.train, val_scenes=options.val, **colours)
     kinds = ("map",) if options.form == "maps" else ("masks", "segments")
     for sources in zip(("train", "val"), *map(scenes.splits, kinds)):
         split, *kinds_of_split = sources
