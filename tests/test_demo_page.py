@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -51,8 +50,8 @@ def address(runs):
             wait_for(port, server)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.send_signal(signal.SIGINT)
-            assert server.wait(60) == 0
+            server.terminate()
+            server.wait(60)
         with pytest.raises(BlockingIOError):
             outside.accept()
 
@@ -81,7 +80,7 @@ def page(address, tmp_path):
         page = browser.new_page()
         page.set_default_timeout(60_000)
         page.on("request", lambda request: requests.append(urlsplit(request.url)))
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(error))
         page.goto(address)
         yield page
         browser.close()
