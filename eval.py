@@ -217,8 +217,12 @@ def compose_and_evaluate(cfg: DictConfig) -> None:
         report(config, checkpoint, config.image, Path(config.run_dir) if config.run_dir else None)
 
 
-def evaluate_all(arguments: list[str]) -> None:
-    """Evaluate every combination of the values given, patterns among them, into one table (`training.sweep`)."""
+def values_given(arguments: list[str]) -> dict[str, list[str]]:
+    """The values of each key, as `jobs_of` takes them.
+
+    Raises:
+        InputError: an argument that says nothing of many evaluations.
+    """
     for argument in arguments:
         if "=" not in argument or argument.startswith(("hydra", "image=")):
             raise InputError(f"With -m, which makes a table of many evaluations, {argument} has no place.")
@@ -227,6 +231,12 @@ def evaluate_all(arguments: list[str]) -> None:
         key, _, text = override.input_line.partition("=")
         value = [override.value()] if isinstance(override.value(), str) and key in PATTERNS else [text]
         given[key] = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
+    return given
+
+
+def evaluate_all(arguments: list[str]) -> None:
+    """Evaluate every combination of the values given, patterns among them, into one table (`training.sweep`)."""
+    given = values_given(arguments)
     asked = [argument for argument in arguments if argument.partition("=")[0] not in ("run_dir", "debug")]
     [run_dir], [debug] = (given.pop(key, [default]) for key, default in (("run_dir", None), ("debug", "false")))
     device = choose_device(given.get("trainer.device", ["auto"])[0])

@@ -31,6 +31,7 @@ from torch.distributed.run import get_args_parser
 import backbones
 import eval as evaluation
 import train
+from training.sweep import jobs_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,7 +114,7 @@ def check(command: list[str], run: Path) -> None:
             assert set(extras) <= set(settings["options.extras_require"]), wanted
         case ["make", *targets]:
             subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True)
-        case ["export" | ".", _]:
+        case ["export" | ".", _] | ["python", "-m", "venv", _]:
             pass
         case _:
             raise ValueError(f"The tests do not know how to check `{shlex.join(command)}`.")
@@ -161,6 +162,13 @@ def compose(program: str, arguments: list[str]) -> None:
     if "--help" in flags:
         return
     train.register_schemas(eval=evaluation.EvalConfig)
+    if program == "eval.py" and "-m" in flags:
+        values = evaluation.values_given(overrides)
+        if any("*" in value for value in values.get("checkpoint", [])):
+            values["checkpoint"] = ["FILE"]  # of the reader's, which are not here
+        for job in jobs_of(values):
+            compose(program, job.overrides)
+        return
     given = dict(word.split("=", 1) for word in overrides)
     folder = given.get("run" if program == "eval.py" else "resume", "auto")
     if folder != "auto":
@@ -193,7 +201,7 @@ def compose(program: str, arguments: list[str]) -> None:
 
 def standing_for(word: str, things: dict[str, str]) -> str:
     """A word with what stands for something of the reader's replaced, runs first."""
-    word = re.sub(r"runs/\w+/(TIME|\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)", "RUN", word)
+    word = re.sub(r"runs/(\w+/(TIME|\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)|\*/\*)", "RUN", word)
     for name, thing in things.items():
         word = re.sub(rf"(?<![\w/.]){re.escape(name)}(?!\w)", thing, word)
     return word
