@@ -13,6 +13,11 @@ def is_zero(length: int | torch.SymInt) -> bool:
     return statically_known_true(length == 0)
 
 
+def ceil_div(length: int | torch.SymInt, step: int) -> int | torch.SymInt:
+    """How many steps cover a length. Not `-(-length // step)`: ONNX rounds quotients towards zero."""
+    return (length + step - 1) // step
+
+
 def crop(x: Tensor, height: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
     """The first rows and columns of a map (B, H, W, ...)."""
     if not (isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)):

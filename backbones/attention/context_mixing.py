@@ -122,7 +122,7 @@ def region_means(x: Tensor) -> Tensor:
 def pooling_matrix(length: int, like: Tensor) -> Tensor:
     """Adaptive average pooling of an axis to `REGIONS` entries as a matrix, (REGIONS, length)."""
     region = torch.arange(REGIONS, device=like.device)[:, None]
-    begin, end = region * length // REGIONS, -(-(region + 1) * length // REGIONS)
+    begin, end = region * length // REGIONS, ((region + 1) * length + REGIONS - 1) // REGIONS
     position = torch.arange(length, device=like.device)
     inside = (position >= begin) & (position < end)
     return (inside / (end - begin)).to(like.dtype)

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from ..kernels.routed import routed_attention
-from ..kernels.sizes import crop, is_zero
+from ..kernels.sizes import ceil_div, crop, is_zero
 from ..layers import DepthwiseConv, MapLinear, no_autocast
 from .heads import check_heads
 
@@ -71,8 +71,8 @@ def divide(
     """
     if ragged and min(height, width) >= num_regions:
         size = (height // num_regions, width // num_regions)
-        return (-(-height // size[0]), -(-width // size[1])), size, [height, width]
-    size = (-(-height // num_regions), -(-width // num_regions))
+        return (ceil_div(height, size[0]), ceil_div(width, size[1])), size, [height, width]
+    size = (ceil_div(height, num_regions), ceil_div(width, num_regions))
     return (num_regions, num_regions), size, [num_regions * size[0], num_regions * size[1]]
 
 

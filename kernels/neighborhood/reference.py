@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..sizes import crop, is_zero
+from ..sizes import ceil_div, crop, is_zero
 
 # What a query of a block costs besides its products with keys, for the copies of these, in products. Measured on CPU.
 OVERHEAD = 4
@@ -51,13 +51,13 @@ class Axis:
 
 def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device) -> Axis:
     """Blocks of an axis of `length` positions, at least kernel_size * dilation."""
-    longest = -(-length // dilation)  # members of the first class; the last ones may have one less
+    longest = ceil_div(length, dilation)  # members of the first class; the last ones may have one less
     if torch.compiler.is_exporting() and isinstance(length, torch.SymInt):
-        blocks, size, u = -(-longest // EXPORTED), EXPORTED, EXPORTED + kernel_size - 1
+        blocks, size, u = ceil_div(longest, EXPORTED), EXPORTED, EXPORTED + kernel_size - 1
     else:
         length = operator.index(length)  # a compiled graph is for one size, as the blocks are
         _, blocks = min([_cost(longest, size, kernel_size) for size in (longest, 4, 5, 6, 7, 8)])
-        size = -(-longest // blocks)
+        size = ceil_div(longest, blocks)
         u = min(longest, size + kernel_size - 1)
 
     residue = torch.arange(dilation, device=device)[:, None, None]
@@ -82,8 +82,8 @@ def cut_axis(length: int, kernel_size: int, dilation: int, device: torch.device)
 
 def _cost(length: int, size: int, kernel_size: int) -> tuple[int, int]:
     """Cost of cutting a class into blocks of at most `size` queries, and the number of these blocks."""
-    blocks = -(-length // size)
-    size = -(-length // blocks)
+    blocks = ceil_div(length, size)
+    size = ceil_div(length, blocks)
     return blocks * (size + OVERHEAD) * min(length, size + kernel_size - 1), blocks
 
 

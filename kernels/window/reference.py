@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..sizes import crop, is_zero
+from ..sizes import ceil_div, crop, is_zero
 
 # On CPU PyTorch's fused attention beats the plain products from about this many tokens of a window on, for inference:
 # it has no gradient for the bias.
@@ -26,7 +26,7 @@ def window_attention_reference(
 ) -> Tensor:
     """Softmax attention inside the windows of a map; see `window_attention` for the arguments."""
     height, width, head_dim = k.shape[1], k.shape[2], k.shape[4]
-    padded = [-(-height // window_size[0]) * window_size[0], -(-width // window_size[1]) * window_size[1]]
+    padded = [ceil_div(side, step) * step for side, step in zip((height, width), window_size)]
     k = _to_windows(_pad(k, padded, pad_key), window_size, shift)
     v = _to_windows(_pad(v, padded, pad_value), window_size, shift)
     # A shared query is one window, which the product repeats.
