@@ -33,7 +33,8 @@ def build(folder: Path, digits_run: Path) -> dict[str, dict[str, str]]:
     shutil.copytree(digits_run, folder / "runs/digits_swin_nano/2001")
     _imagenet(folder, random)
     _shards(data / "shards", random)
-    _tables(data / "parquet", random)
+    _tables(data / "parquet", "image", "label", random)
+    _tables(data / "photos", "photo", "animal", random)
     _scenes(data)
     _maps(data / "ade20k", ("images/training", "images/validation"), "annotations", random)
     _maps(data / "maps", ("images/train", "images/val"), "masks", random)
@@ -92,15 +93,15 @@ def _shards(folder: Path, random: np.random.Generator) -> None:
                     tar.addfile(member, io.BytesIO(body))
 
 
-def _tables(folder: Path, random: np.random.Generator) -> None:
-    """Columns `image` and `label`, and the same as `photo` and `animal`."""
+def _tables(folder: Path, image: str, label: str, random: np.random.Generator) -> None:
+    """Tables whose columns are pictures and labels, by these names."""
     folder.mkdir(parents=True)
-    label = ClassLabel(names=["cat", "dog"])
-    features = Features({"image": Image(), "label": label, "photo": Image(), "animal": label})
+    features = Features({image: Image(), label: ClassLabel(names=["cat", "dog"])})
     for split in ("train", "val", "test"):
         pictures, labels = [_pixels(random) for _ in range(16)], [0, 1] * 8
-        columns = {"image": pictures, "label": labels, "photo": pictures, "animal": labels}
-        Dataset.from_dict(columns, features).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+        Dataset.from_dict({image: pictures, label: labels}, features).to_parquet(
+            str(folder / f"{split}-00000-of-00001.parquet")
+        )
 
 
 def _scenes(data: Path) -> None:
