@@ -196,7 +196,7 @@ def test_runs_are_found_in_folders(classifier, tmp_path):
     with pytest.raises(InputError, match="data folder gone does not exist"):
         classifier.sample(tmp_path)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"The picture .*text.png cannot be read"):
+    with pytest.raises(InputError, match=r"The picture .*text.png cannot be read \(neither a JPEG nor"):
         classifier.see(tmp_path / "text.png")
     config = tmp_path / "run/config.yaml"
     config.write_text(config.read_text().replace("crop_pct", "crop_percentage"))

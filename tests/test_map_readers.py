@@ -14,7 +14,7 @@ from training.data import BadImageError
 from training.data.dense.ade20k import ADE20K
 from training.data.dense.cityscapes import Cityscapes
 from training.data.dense.maps import MaskFolder
-from training.data.dense.orientation import picture_of_size
+from training.data.dense.orientation import picture_of_size, upright
 from training.data.dense.segments import read_numbers
 from training.data.dense.voc import CLASSES, VOC
 
@@ -46,6 +46,8 @@ def test_the_size_of_the_annotation_says_how_to_turn(tmp_path):
     file.write_bytes(b"no picture")
     with pytest.raises(BadImageError, match="neither a JPEG nor"):
         picture_of_size(file, 3, (30, 40), "b.json")
+    with pytest.raises(BadImageError, match="neither a JPEG nor"):
+        upright(file, 3)
 
 
 def test_numbers_of_every_kind_of_png(tmp_path):

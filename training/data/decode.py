@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from backbones.errors import first_line
 
 JPEG = b"\xff\xd8"
+ORIENTATION = 0x0112  # the EXIF tag that says how a viewer turns the picture
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; some kilobytes of file can claim more pixels than memory holds
 
 
@@ -22,8 +23,8 @@ class BadImageError(Exception):
 class Picture:
     """A picture that is decoded when its pixels are asked for.
 
-    Whatever asks for its size or pixels gets BadImageError where the content is damaged, is no picture, or has more
-    than MAX_PIXELS, which is known before anything is decoded.
+    Whatever asks for its size, orientation or pixels gets BadImageError where the content is damaged, is no picture, or
+    has more than MAX_PIXELS, which is known before anything is decoded.
 
     Args:
         content: the bytes of a file, or a picture that is decoded already and is taken as it is.
@@ -56,6 +57,15 @@ class Picture:
                     raise BadImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} that are allowed")
                 return width, height
         return self._with_pillow().size
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 where there is none."""
+        image = self._with_pillow()
+        try:
+            return image.getexif().get(ORIENTATION, 1)
+        except Exception as error:  # as below: damaged files raise anything
+            raise BadImageError(first_line(error)) from error
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """The pixels, uint8 (height, width, channels).

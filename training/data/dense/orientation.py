@@ -1,15 +1,11 @@
 """Pictures that lie on their side in their files, as phones write them, and annotations of either way round."""
 
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from backbones.errors import first_line
+from ..decode import ORIENTATION, BadImageError, Picture
 
-from ..decode import BadImageError, Picture
-
-ORIENTATION = 0x0112  # the EXIF tag that says how a viewer turns the picture
 SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
 
 
@@ -30,7 +26,7 @@ def picture_of_size(path: str | Path, channels: int, size: tuple[int, int], desc
     stored = picture.size
     if stored == tuple(size):
         return picture
-    orientation = _orientation(picture.content)
+    orientation = picture.orientation
     if orientation in SIDEWAYS and stored[::-1] == tuple(size):
         image = picture.image()
         image.getexif()[ORIENTATION] = orientation
@@ -44,17 +40,9 @@ def picture_of_size(path: str | Path, channels: int, size: tuple[int, int], desc
 def upright(path: str | Path, channels: int) -> Picture:
     """The picture in a file, turned as its EXIF data say. Raises BadImageError."""
     picture = Picture.read(path, channels)
-    orientation = _orientation(picture.content)
+    orientation = picture.orientation
     if orientation == 1:
         return picture
     image = picture.image()
     image.getexif()[ORIENTATION] = orientation
     return Picture(ImageOps.exif_transpose(image), channels)
-
-
-def _orientation(content: bytes) -> int:
-    """The EXIF orientation, 1 where there is none."""
-    try:
-        return Image.open(BytesIO(content)).getexif().get(ORIENTATION, 1)
-    except Exception as error:  # as in `Picture`: damaged files raise anything
-        raise BadImageError(first_line(error)) from error
