@@ -33,7 +33,9 @@ def window_attention_reference(
     q = _to_windows(q, window_size, (0, 0)) if shared_query else _to_windows(_pad(q, padded, None), window_size, shift)
 
     factor = head_dim**-0.5 if scale is None else scale
-    if k.shape[3] > FUSED_TOKENS and shift == (0, 0) and not torch.is_grad_enabled():
+    # An exported graph is taken apart further, where the fused one has another layout than the views after it expect.
+    fused = k.shape[3] > FUSED_TOKENS and shift == (0, 0) and not torch.compiler.is_exporting()
+    if fused and not torch.is_grad_enabled():
         q = q.expand(-1, k.shape[1], -1, -1, -1)
         mask = None if bias is None else bias.to(q.dtype)[None]
         out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale=factor)
