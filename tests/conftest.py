@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 import struct
@@ -9,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 # Before torch is imported, and for the programs that tests start: workers beside one another share the cores.
@@ -117,6 +119,23 @@ def train_in(folder, *arguments):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [train.__file__, *arguments])
         train.main(list(arguments))
+
+
+@pytest.fixture
+def grey_run(tmp_path):
+    """A run folder of a network for grey pictures of three classes, as far as the tools look at it."""
+    from safetensors.torch import save_file
+
+    import backbones
+
+    model = backbones.create_model("swin_nano", num_classes=3, in_chans=1, img_size=48)
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    classes = json.dumps(["cat", "dog", "7"])
+    save_file(model.state_dict(), folder / "checkpoints/best.safetensors", {"classes": classes})
+    data = dict(name="imagefolder", img_size=48, channels=1, mean=[0.5], std=[0.2], crop_pct=1.0, crop_mode="squash")
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(backbone=dict(name="swin_nano"), data=data)))
+    return folder
 
 
 def partition(height: int, width: int, segments: int, void: float = 0.2) -> torch.Tensor:

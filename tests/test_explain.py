@@ -1,12 +1,10 @@
 """Maps of what a model does, and the sheet that shows them."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from matplotlib.text import Text
 from PIL import Image
 from safetensors.torch import save_file
@@ -29,19 +27,6 @@ def photograph(tmp_path):
     path = tmp_path / "china.png"
     Image.fromarray(load_sample_image("china.jpg")).resize((160, 107)).save(path)
     return path
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run folder of a network for grey pictures of three classes, as far as explaining looks at it."""
-    model = backbones.create_model("swin_nano", num_classes=3, in_chans=1, img_size=48)
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    classes = json.dumps(["cat", "dog", "7"])
-    save_file(model.state_dict(), folder / "checkpoints/best.safetensors", {"classes": classes})
-    data = dict(name="imagefolder", img_size=48, channels=1, mean=[0.5], std=[0.2], crop_pct=1.0, crop_mode="squash")
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(backbone=dict(name="swin_nano"), data=data)))
-    return folder
 
 
 def test_grad_cam_is_the_map_of_the_channels_that_speak_for_a_class():
@@ -88,8 +73,8 @@ def test_squares_hold_their_share():
     assert half_sides(flat, (0.5,)) == [1.0]
 
 
-def test_pictures_are_prepared_as_the_run_did(run, photograph):
-    subject = load_subject("swin_nano", run)
+def test_pictures_are_prepared_as_the_run_did(grey_run, photograph):
+    subject = load_subject("swin_nano", grey_run)
     assert (subject.classes, subject.size, subject.mean) == (["cat", "dog", "7"], (48, 48), [0.5])
     assert [subject.label(name) for name in ("Dog", "7", "1")] == [1, 2, 1]  # a name goes before a number
     view = view_of(subject, photograph)
@@ -132,18 +117,18 @@ def test_no_text_of_a_sheet_lies_on_another(name, photograph):
         assert apart, (one.get_text(), other.get_text())
 
 
-def test_the_command_writes_a_sheet(tool, run, photograph, tmp_path):  # noqa: F811
+def test_the_command_writes_a_sheet(tool, grey_run, photograph, tmp_path):  # noqa: F811
     sheet = tmp_path / "new/sheet.png"
     command = ["explain", "--backbone", "swin_nano", "--image", str(photograph)]
-    file = str(run / "checkpoints/best.safetensors")
+    file = str(grey_run / "checkpoints/best.safetensors")
     printed = tool(*command, "--checkpoint", file, "--output", str(sheet), "--point", "80", "40", "--class", "dog")
     assert str(sheet) in printed and file in printed
     assert min(Image.open(sheet).size) > 1000
 
 
-def test_what_cannot_be_explained_is_said(tool, run, photograph, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_explained_is_said(tool, grey_run, photograph, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    here = ["--checkpoint", str(run), "--image", str(photograph)]
+    here = ["--checkpoint", str(grey_run), "--image", str(photograph)]
     swin = ["explain", "--backbone", "swin_nano"]
     assert "trained with swin_nano, not with davit_nano" in tool("explain", "--backbone", "davit_nano", *here, code=2)
     assert "x from 0 to 160 and y from 0 to 107" in tool(*swin, *here, "--point", "160", "3", code=2)
@@ -157,7 +142,7 @@ def test_what_cannot_be_explained_is_said(tool, run, photograph, tmp_path, monke
     state = backbones.create_model("swin_nano", num_classes=0).state_dict()
     save_file(state | {"head.fc.weight": torch.zeros(5, 192), "head.fc.bias": torch.zeros(5)}, "no_head.safetensors")
     assert "no classifier" in tool(*swin, "--checkpoint", "no_head.safetensors", "--image", str(photograph), code=2)
-    (run / "config.yaml").write_text("data: [")
+    (grey_run / "config.yaml").write_text("data: [")
     assert "config.yaml, cannot be read" in tool(*swin, *here, code=2)
 
 

@@ -7,9 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import yaml
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
 import backbones
@@ -28,33 +26,20 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run folder of a network for grey pictures of three classes, as far as exporting looks at it."""
-    model = backbones.create_model("swin_nano", num_classes=3, in_chans=1, img_size=48)
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    classes = json.dumps(["cat", "dog", "7"])
-    save_file(model.state_dict(), folder / "checkpoints/best.safetensors", {"classes": classes})
-    data = dict(img_size=48, mean=[0.5], std=[0.2], crop_pct=1.0, crop_mode="squash")
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(backbone=dict(name="swin_nano"), data=data)))
-    return folder
-
-
-def test_a_run_becomes_an_onnx_file_with_its_facts(tool, run):  # noqa: F811
+def test_a_run_becomes_an_onnx_file_with_its_facts(tool, grey_run):  # noqa: F811
     Image.fromarray(load_sample_image("flower.jpg")).resize((90, 60)).save("flower.png")
-    printed = tool("export", "swin_nano", "--format", "onnx", "--checkpoint", str(run), "--image", "flower.png")
+    printed = tool("export", "swin_nano", "--format", "onnx", "--checkpoint", str(grey_run), "--image", "flower.png")
     onnx.checker.check_model("swin_nano.onnx", full_check=True)
     facts = json.loads(Path("swin_nano.onnx.json").read_text())
     assert facts["size"] == [48, 48] and facts["classes"] == ["cat", "dog", "7"] and facts["mean"] == [0.5]
     assert set(facts["mismatch"]) == {"flower.png", "1 random of 48 x 48", "3 random of 48 x 48"}
     assert 0 < max(facts["mismatch"].values()) < 1e-4 and facts["versions"]["onnxruntime"] == onnxruntime.__version__
     assert "any batch and 48 x 48 px" in printed and f"{facts['milliseconds']['ratio']:.2f} x" in printed
-    assert not list(run.parent.glob("*.unchecked"))
+    assert not list(grey_run.parent.glob("*.unchecked"))
 
     session = onnxruntime.InferenceSession("swin_nano.onnx")
     model = backbones.create_model(
-        "swin_nano", num_classes=3, in_chans=1, img_size=48, checkpoint_path=run / "checkpoints/best.safetensors"
+        "swin_nano", num_classes=3, in_chans=1, img_size=48, checkpoint_path=grey_run / "checkpoints/best.safetensors"
     ).eval()
     images = torch.randn(4, 1, 48, 48)
     (logits,) = session.run(["logits"], dict(images=images.numpy()))
@@ -82,14 +67,14 @@ def test_a_file_with_other_numbers_gets_no_name(tool, monkeypatch, tmp_path):  #
     assert not (tmp_path / "swin_nano.pt2").exists() and (tmp_path / "swin_nano.pt2.unchecked/swin_nano.pt2").exists()
 
 
-def test_what_cannot_be_exported_is_said(tool, run, monkeypatch):  # noqa: F811
+def test_what_cannot_be_exported_is_said(tool, grey_run, monkeypatch):  # noqa: F811
     onnx = ["export", "swin_nano", "--format", "onnx"]
     assert "invalid choice: 'tflite'" in tool("export", "swin_nano", "--format", "tflite", code=2)
     assert "Did you mean swin_nano" in tool("export", "swin_nan", "--format", "onnx", code=2)
     assert "at least 32 pixels a side, but got 32 x 16" in tool(*onnx, "--size", "32", "16", code=2)
     assert "from 48 pixels on in steps of 16" in tool(*onnx, "--size", "96", "72", "--dynamic", code=2)
     assert "from 48 pixels on in steps of 16" in tool(*onnx, "--size", "32", "96", "--dynamic", code=2)
-    assert "not with davit_nano" in tool("export", "davit_nano", *onnx[2:], "--checkpoint", str(run), code=2)
+    assert "not with davit_nano" in tool("export", "davit_nano", *onnx[2:], "--checkpoint", str(grey_run), code=2)
     assert "no checkpoint at absent" in tool(*onnx, "--checkpoint", "absent", code=2)
     assert "absent.png cannot be read" in tool(*onnx, "--image", "absent.png", code=2)
     assert "ends in .onnx" in tool(*onnx, "--output", "swin.pt2", code=2)
