@@ -40,6 +40,7 @@ METHODS = (
 OPERATORS = (
     window.window_attention,
     neighborhood.neighborhood_attention,
+    neighborhood.neighborhood_scores,
     neighborhood.neighborhood_aggregate,
     outlook.outlook_attention,
     routed.routed_attention,
@@ -47,7 +48,8 @@ OPERATORS = (
 SECTIONS = {  # heading: what it is about, and the objects
     "Models": (
         "`import backbones`",
-        (backbones.create_model, backbones.list_models, backbones.list_families, backbones.model_info),
+        (backbones.create_model, backbones.list_models, backbones.list_families, backbones.model_info)
+        + (backbones.save_pretrained, backbones.push_to_hub),
     ),
     "What every model can do": (
         "`backbones.backbone.Backbone` has timm's methods, with timm's names and defaults.",

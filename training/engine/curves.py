@@ -31,8 +31,9 @@ def curves_picture(path: Path, history: History) -> Path:
         [name for name in names if name.removeprefix("ema_").startswith(("top", *METRICS))],
         ["lr"],
     )
-    single = METRICS.get(panels[1][0]) if len(panels[1]) == 1 else None  # a legend names several
-    figure, all_axes = _panels(f"{single or 'validation'}, %" if "top1" not in names else "validation accuracy, %")
+    metrics = panels[1]
+    alone = METRICS.get(metrics[0], "validation") if len(metrics) == 1 else "validation"  # a legend names several
+    figure, all_axes = _panels("validation accuracy, %" if "top1" in names else f"{alone}, %")
     for axes, columns in zip(all_axes, panels):
         for name in columns:
             _plot(axes, history, name, label=LABELS.get(name, name))
