@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SHARED = ("__init__", "__main__", "measure")
+SHARED = ("__init__", "__main__", "measure", "table")
 
 
 def scripts() -> dict[str, str]:

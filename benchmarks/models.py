@@ -18,9 +18,7 @@ want the cores as well, --clock processor counts the seconds that a run had them
 """
 
 import argparse
-import csv
 import gc
-import io
 import itertools
 import math
 import time
@@ -30,18 +28,17 @@ from dataclasses import astuple, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import measure
 import timm
 import torch
 import torchvision
+from table import Row, Table, short
 from torch import nn
 
 import backbones
 from backbones.errors import InputError, first_line
 from backbones.kernels.dispatch import use
-from training.engine.files import write_text
 
 # Names of timm's and torchvision's models that are the same networks as ours.
 PEERS = {
@@ -76,7 +73,6 @@ COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, OSError)
 MEASURED = ["ms", "images_per_second", "memory_mib", "speed_ratio", "memory_ratio"]
 MEASURED += ["parameters_m", "gmacs", "rounds", "reason"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,7 @@ class Case:
 
 
 SETTINGS = list(Case.__dataclass_fields__)
+KEY = [*SETTINGS, "side", "machine", "threads"]  # what a row is of; with the same, it is not measured again
 COLUMNS = ["side", "peer", *SETTINGS, "family", *MEASURED, *measure.machine(torch.device("cpu")), "date"]
 
 
@@ -176,40 +173,6 @@ def reason(error: Exception) -> str:
     return "out of memory" if out_of_memory else first_line(error)
 
 
-class Table:
-    """Rows by what was measured where, in a file if there is one."""
-
-    def __init__(self, path: Path | None):
-        self.path, self.rows = path, []
-        if path is not None and path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames != COLUMNS:
-                    raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}. Choose another --output.")
-                self.rows = list(reader)
-
-    def key(self, row: Row) -> tuple[str, ...]:
-        return tuple(str(row[column]) for column in (*SETTINGS, "side", "machine", "threads"))
-
-    def lacks(self, row: Row) -> bool:
-        return self.key(row) not in set(map(self.key, self.rows))
-
-    def add(self, rows: list[Row]) -> None:
-        self.rows += rows
-        if self.path is not None:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({name: short(value) for name, value in row.items()} for row in self.rows)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, text.getvalue())
-
-
-def short(value: Any) -> Any:
-    """A figure with the digits that mean something."""
-    return f"{value:.5g}" if isinstance(value, float) else value
-
-
 def several(*choices: str, kind: Callable = str) -> Callable[[str], list]:
     """A type for argparse: values with commas between."""
 
@@ -253,7 +216,7 @@ def main() -> None:
         parser.error("a processor's clock says nothing about a GPU")
 
     try:
-        table = Table(options.output)
+        table = Table(options.output, COLUMNS, KEY)
     except InputError as error:
         parser.error(str(error))
     sides = ["ours", *(side for side in options.against if side != "none")]
