@@ -28,7 +28,6 @@ def window_attention_reference(
     height, width, head_dim = k.shape[1], k.shape[2], k.shape[4]
     padded = [ceil_div(side, step) * step for side, step in zip((height, width), window_size)]
     k = _to_windows(_pad(k, padded, pad_key), window_size, shift)
-    v = _to_windows(_pad(v, padded, pad_value), window_size, shift)
     # A shared query is one window, which the product repeats.
     q = _to_windows(q, window_size, (0, 0)) if shared_query else _to_windows(_pad(q, padded, None), window_size, shift)
 
@@ -36,20 +35,23 @@ def window_attention_reference(
     # An exported graph is taken apart further, where the fused one has another layout than the views after it expect.
     fused = k.shape[3] > FUSED_TOKENS and shift == (0, 0) and not torch.compiler.is_exporting()
     if fused and not torch.is_grad_enabled():
+        v = _to_windows(_pad(v, padded, pad_value), window_size, shift)
         q = q.expand(-1, k.shape[1], -1, -1, -1)
         mask = None if bias is None else bias.to(q.dtype)[None]
         out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, scale=factor)
         out = out.view(v.shape)
     else:
         scores = (q * factor) @ k.transpose(-2, -1)
+        del q, k  # without gradients these copies go before the values' copy comes
         # In place: the product's result, unlike a view, takes it without a copy in the backward pass.
         if bias is not None:
             scores = scores.add_(bias)
         if shift[0] or shift[1]:
-            regions = shift_regions(padded, window_size, shift, q.device)
+            regions = shift_regions(padded, window_size, shift, scores.device)
             apart = regions[:, None, :, None] != regions[:, None, None, :]  # (windows, 1, queries, keys)
             scores = scores.add_(torch.zeros_like(apart, dtype=scores.dtype).masked_fill_(apart, MASKED))
-        out = scores.softmax(-1) @ v
+        scores = scores.softmax(-1)
+        out = scores @ _to_windows(_pad(v, padded, pad_value), window_size, shift)
     return crop(_from_windows(out, padded, window_size, shift), height, width).contiguous()
 
 
