@@ -20,10 +20,10 @@ def outlook_attention_reference(
     # The softmax of many short rows is slow on a CPU, that of few long columns is not.
     columnwise = (logits.to(acc) * (head_dim**-0.5 if scale is None else scale)).flatten(0, 4).t()
     weights = columnwise.softmax(0).to(v.dtype).t().reshape(-1, positions, positions)
-    windows = _to_windows(v, (rows, columns), kernel_size, padding, stride)
-    mixed = torch.bmm(weights, windows.view(-1, positions, head_dim))
-    mixed = mixed.view(batch, rows, columns, num_heads, kernel_size, kernel_size, head_dim)
-    return _add_windows(mixed, (v.shape[1], v.shape[2]), padding, stride)
+    x = _to_windows(v, (rows, columns), kernel_size, padding, stride)
+    x = torch.bmm(weights, x.view(-1, positions, head_dim))
+    x = x.view(batch, rows, columns, num_heads, kernel_size, kernel_size, head_dim)
+    return _add_windows(x, (v.shape[1], v.shape[2]), padding, stride)
 
 
 def _to_windows(v: Tensor, grid: tuple[int, int], kernel_size: int, padding: int, stride: int) -> Tensor:
@@ -61,5 +61,5 @@ def _add_along(x: Tensor, reach: int, stride: int) -> Tensor:
     for i in range(reach):
         part = x[..., i * stride : (i + 1) * stride, :]
         part = F.pad(part, (0, 0, 0, stride - part.shape[-2], i, reach - 1 - i))
-        total = part if total is None else total + part
+        total = part if total is None else total.add_(part)
     return total
