@@ -146,3 +146,13 @@ def partition(height: int, width: int, segments: int, void: float = 0.2) -> torc
     numbers = torch.arange(segments)
     numbers[torch.rand(segments) < void] = -1
     return numbers[nearest]
+
+
+@pytest.fixture
+def products_are_slow(monkeypatch):
+    """A CPU on which large linear layers are computed as convolutions; never with a single thread."""
+    monkeypatch.setattr("backbones.layers.linear.is_product_slow", lambda: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.layers import PatchMerging, PatchStem, RelativePositionBias, pad_to_multiple
+from backbones.layers import MapLinear, PatchMerging, PatchStem, RelativePositionBias, pad_to_multiple
+from backbones.layers.linear import faster_as_convolution
 
 
 @settings(max_examples=8, deadline=None)
@@ -17,6 +18,18 @@ def test_padding_is_zero_at_the_bottom_and_right(height, width, multiple):
     assert padded.shape[1] - height < multiple and padded.shape[2] - width < multiple
     assert torch.equal(padded[:, :height, :width], x)
     assert not padded[:, height:].any() and not padded[:, :, width:].any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_as_a_convolution_is_the_same(bias, products_are_slow):
+    layer = MapLinear(128, 96, bias=bias)
+    x = torch.randn(2, 12, 10, 128, requires_grad=True)
+    assert faster_as_convolution(x, layer.weight)
+    y, expected = layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(y, expected)
+    inputs, weights = (x, *layer.parameters()), torch.randn_like(y)
+    for gradient, plain in zip(torch.autograd.grad(y, inputs, weights), torch.autograd.grad(expected, inputs, weights)):
+        torch.testing.assert_close(gradient, plain, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 3)])

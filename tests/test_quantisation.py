@@ -16,17 +16,8 @@ NANO = backbones.list_models("*_nano")
 CONFIGS = [Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig]
 
 
-@pytest.fixture
-def two_threads():
-    """With a single one, no linear layer is computed as a convolution."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_quantised_layer_is_no_convolution(config, two_threads):
+def test_a_quantised_layer_is_no_convolution(config, products_are_slow):
     layer, x = MapLinear(128, 256), torch.randn(2, 16, 16, 128)
     assert faster_as_convolution(x, layer.weight)
     expected = layer(x)
