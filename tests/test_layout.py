@@ -82,7 +82,7 @@ def test_no_family_imports_another(path):
 def test_triton_and_matplotlib_are_imported_when_they_are_used():
     """The files that import Triton are imported by `fused.py` files, and these by functions; as is the search."""
     kernels = {p for p in FILES if any(n.partition(".")[0] == "triton" for n in imports(p))}
-    assert {p.name for p in kernels} == {"fused.py", "device.py", "tiles.py", "tune.py"}
+    assert {p.name for p in kernels} == {"fused.py", "device.py", "tokens.py", "tiles.py", "tune.py"}
     names = {".".join(("backbones", *p.with_suffix("").parts)) for p in kernels}
     names.add("matplotlib")
     code = f"import sys, backbones.__main__, backbones.explain; print({names} & set(sys.modules))"

@@ -12,87 +12,18 @@ import triton
 import triton.language as tl
 
 from ..tiles import load_tile, store_tile
-
-MASKED = tl.constexpr(-100.0)  # as in the reference
-
-
-@triton.jit
-def _locate(slot, unit, shape, WINDOW: tl.constexpr, SHIFT: tl.constexpr, PACK: tl.constexpr):
-    """Where the tokens `slot` of a unit are.
-
-    Returns image, row and column; whether that is on the map, which a token that fills it up is not; whether there is
-    such a token at all; its window, counted over the batch; its number in it; and its region of the shifted map.
-    """
-    batch, height, width, rows, columns, _ = shape  # rows and columns of windows
-    window = unit * PACK + slot // (WINDOW[0] * WINDOW[1])
-    token = slot % (WINDOW[0] * WINDOW[1])
-    there = slot < PACK * WINDOW[0] * WINDOW[1]
-    if PACK > 1:  # the last unit may have fewer windows
-        there &= window < batch * rows * columns
-    place = window % (rows * columns)
-    row = place // columns * WINDOW[0] + token // WINDOW[1]
-    column = place % columns * WINDOW[1] + token % WINDOW[1]
-    # Along an axis 0 below n - window, 1 below n - shift, 2 where the roll brought tokens in from the opposite border.
-    region = (row >= (rows - 1) * WINDOW[0]).to(tl.int32) + (row >= rows * WINDOW[0] - SHIFT[0]).to(tl.int32)
-    region = region * 3 + (column >= (columns - 1) * WINDOW[1]).to(tl.int32)
-    region += (column >= columns * WINDOW[1] - SHIFT[1]).to(tl.int32)
-    row = (row + SHIFT[0]) % (rows * WINDOW[0])
-    column = (column + SHIFT[1]) % (columns * WINDOW[1])
-    on_map = there & (row < height) & (column < width)
-    return window // (rows * columns), row, column, on_map, there, window, token, region
-
-
-@triton.jit
-def _load_queries(
-    x, strides, at, head, WINDOW: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr
-):
-    image, row, column, on_map, there, _, token, _ = at
-    if SHARED:
-        row, column, on_map = token // WINDOW[1], token % WINDOW[1], there
-    return load_tile(x, strides, image, row, column, head, on_map, D, PAD_D)
-
-
-@triton.jit
-def _load_keys(x, strides, pad, at, head, D: tl.constexpr, PAD_D: tl.constexpr):
-    """Keys or values; tokens that fill the map up have those of `pad`, (heads, D), or zeros."""
-    image, row, column, on_map, there, _, _, _ = at
-    tile = load_tile(x, strides, image, row, column, head, on_map, D, PAD_D)
-    if pad is not None:
-        d = tl.arange(0, PAD_D)
-        fill = tl.load(pad + head * D + d, mask=d < D, other=0.0)
-        tile = tl.where((there & (on_map == 0))[:, None], fill[None, :], tile)
-    return tile
-
-
-@triton.jit
-def _load_bias(bias, head, token_q, token_k, TOKENS: tl.constexpr):
-    """[queries, keys] of the bias (heads, TOKENS, TOKENS)."""
-    place = (head * TOKENS + token_q)[:, None] * TOKENS + token_k[None, :]
-    return tl.load(bias + place).to(tl.float32)
-
-
-@triton.jit
-def _logits(q, k, at_q, at_k, bias, scale, SHIFT: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr):
-    """Scaled, biased and masked products of a tile of queries with one of keys; `bias` is a tile or None."""
-    _, _, _, _, _, window_q, _, region_q = at_q
-    _, _, _, _, there_k, window_k, _, region_k = at_k
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if bias is not None:
-        logits += bias
-    if SHIFT[0] + SHIFT[1] > 0:
-        logits += tl.where(region_q[:, None] != region_k[None, :], MASKED, 0.0)
-    together = there_k[None, :]
-    if PACK > 1:
-        together &= window_q[:, None] == window_k[None, :]
-    return tl.where(together, logits, float("-inf"))
-
-
-@triton.jit
-def _row_place(at, shape, head):
-    """Where a (B, H, W, heads) tensor has a number for each token of a tile."""
-    image, row, column, _, _, _, _, _ = at
-    _, height, width, _, _, heads = shape
-    return ((image.to(tl.int64) * height + row) * width + column) * heads + head
+from .tokens import (
+    load_bias,
+    load_keys,
+    load_queries,
+    locate,
+    logits_of,
+    row_place,
+    store_bias,
+    store_pad,
+    store_queries,
+    sum_pad,
+)
 
 
 @triton.jit
@@ -111,21 +42,21 @@ def forward_kernel(
     slot = tl.arange(0, SIZE)
     tile_bias = None
     if bias is not None and BLOCKS == 1:
-        tile_bias = _load_bias(bias, head, slot % TOKENS, slot % TOKENS, TOKENS)
+        tile_bias = load_bias(bias, head, slot % TOKENS, slot % TOKENS, TOKENS)
     for unit in range(first, tl.minimum(first + run, units)):
-        at_q = _locate(block * SIZE + slot, unit, shape, WINDOW, SHIFT, PACK)
-        tile_q = _load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
+        at_q = locate(block * SIZE + slot, unit, shape, WINDOW, SHIFT, PACK)
+        tile_q = load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
         top = tl.full([SIZE], float("-inf"), tl.float32)
         total = tl.zeros([SIZE], tl.float32)
         mixed = tl.zeros([SIZE, PAD_D], tl.float32)
         for start in range(0, PACK * TOKENS, SIZE):
-            at_k = _locate(start + slot, unit, shape, WINDOW, SHIFT, PACK)
-            tile_k = _load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
-            tile_v = _load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
+            at_k = locate(start + slot, unit, shape, WINDOW, SHIFT, PACK)
+            tile_k = load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
+            tile_v = load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
             block_bias = tile_bias
             if bias is not None and BLOCKS > 1:
-                block_bias = _load_bias(bias, head, at_q[6], at_k[6], TOKENS)
-            logits = _logits(tile_q, tile_k, at_q, at_k, block_bias, scale, SHIFT, PACK, PRECISION)
+                block_bias = load_bias(bias, head, at_q[6], at_k[6], TOKENS)
+            logits = logits_of(tile_q, tile_k, at_q, at_k, block_bias, scale, SHIFT, PACK, PRECISION)
             above = tl.maximum(top, tl.max(logits, 1))
             above = tl.where(above == float("-inf"), 0.0, above)  # in rows that are no token's
             weights = tl.exp(logits - above[:, None])
@@ -138,7 +69,7 @@ def forward_kernel(
         total = tl.where(there, total, 1.0)
         store_tile(out, strides_out, image, row, column, head, on_map, mixed / total[:, None], D, PAD_D)
         if lse is not None:
-            tl.store(lse + _row_place(at_q, shape, head), top + tl.log(total), mask=on_map)
+            tl.store(lse + row_place(at_q, shape, head), top + tl.log(total), mask=on_map)
 
 
 @triton.jit
@@ -147,37 +78,6 @@ def _first_and_last(program, run, splits, inner):
     group = program // splits
     first = group * inner + program % splits * run
     return first, tl.minimum(first + run, (group + 1) * inner)
-
-
-@triton.jit
-def _sum_pad(at, tile):
-    """Sum of a tile over the tokens that fill the map up."""
-    _, _, _, on_map, there, _, _, _ = at
-    return tl.sum(tl.where((there & (on_map == 0))[:, None], tile, 0.0), 0)
-
-
-@triton.jit
-def _store_pad(part, program, head, heads, sum_k, sum_v, D: tl.constexpr, PAD_D: tl.constexpr):
-    """To (programs, heads, 2, D)."""
-    d = tl.arange(0, PAD_D)
-    place = (program * heads + head) * 2 * D + d
-    tl.store(part + place, sum_k, mask=d < D)
-    tl.store(part + place + D, sum_v, mask=d < D)
-
-
-@triton.jit
-def _store_queries(part, program, head, heads, token, tile, TOKENS: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr):
-    """To (programs, TOKENS, heads, D)."""
-    d = tl.arange(0, PAD_D)
-    place = ((program.to(tl.int64) * TOKENS + token) * heads + head)[:, None] * D + d[None, :]
-    tl.store(part + place, tile, mask=(token < TOKENS)[:, None] & (d < D)[None, :])
-
-
-@triton.jit
-def _store_bias(part, program, head, heads, token_q, token_k, tile, TOKENS: tl.constexpr):
-    """To (programs, heads, TOKENS, TOKENS)."""
-    place = ((program.to(tl.int64) * heads + head) * TOKENS + token_q)[:, None] * TOKENS + token_k[None, :]
-    tl.store(part + place, tile, mask=(token_q < TOKENS)[:, None] & (token_k < TOKENS)[None, :])
 
 
 @triton.jit
@@ -196,18 +96,18 @@ def backward_kernel(
     slot = tl.arange(0, SIZE)
     tile_bias = None
     if bias is not None:
-        tile_bias = _load_bias(bias, head, slot % TOKENS, slot % TOKENS, TOKENS)
+        tile_bias = load_bias(bias, head, slot % TOKENS, slot % TOKENS, TOKENS)
     sum_q = tl.zeros([SIZE, PAD_D], tl.float32)
     sum_bias = tl.zeros([SIZE, SIZE], tl.float32)
     sum_pad_k, sum_pad_v = tl.zeros([PAD_D], tl.float32), tl.zeros([PAD_D], tl.float32)
     for unit in range(first, last):
-        at = _locate(slot, unit, shape, WINDOW, SHIFT, PACK)
+        at = locate(slot, unit, shape, WINDOW, SHIFT, PACK)
         image, row, column, on_map, there, _, _, _ = at
-        tile_q = _load_queries(q, strides_q, at, head, WINDOW, SHARED, D, PAD_D)
-        tile_k = _load_keys(k, strides_k, pad_key, at, head, D, PAD_D)
-        tile_v = _load_keys(v, strides_v, pad_value, at, head, D, PAD_D)
+        tile_q = load_queries(q, strides_q, at, head, WINDOW, SHARED, D, PAD_D)
+        tile_k = load_keys(k, strides_k, pad_key, at, head, D, PAD_D)
+        tile_v = load_keys(v, strides_v, pad_value, at, head, D, PAD_D)
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
-        logits = _logits(tile_q, tile_k, at, at, tile_bias, scale, SHIFT, PACK, PRECISION)
+        logits = logits_of(tile_q, tile_k, at, at, tile_bias, scale, SHIFT, PACK, PRECISION)
         top = tl.max(logits, 1)
         weights = tl.exp(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
         weights = weights / tl.where(there, tl.sum(weights, 1), 1.0)[:, None]
@@ -226,20 +126,20 @@ def backward_kernel(
         store_tile(grad_k, strides_out, image, row, column, head, on_map, tile_grad_k, D, PAD_D)
         store_tile(grad_v, strides_out, image, row, column, head, on_map, tile_grad_v, D, PAD_D)
         if part_pad is not None:
-            sum_pad_k += _sum_pad(at, tile_grad_k)
-            sum_pad_v += _sum_pad(at, tile_grad_v)
+            sum_pad_k += sum_pad(at, tile_grad_k)
+            sum_pad_v += sum_pad(at, tile_grad_v)
     if SHARED:
-        _store_queries(part_q, program, head, heads, slot, sum_q, TOKENS, D, PAD_D)
+        store_queries(part_q, program, head, heads, slot, sum_q, TOKENS, D, PAD_D)
     if bias is not None:
-        _store_bias(part_bias, program, head, heads, slot, slot, sum_bias, TOKENS)
+        store_bias(part_bias, program, head, heads, slot, slot, sum_bias, TOKENS)
     if part_pad is not None:
-        _store_pad(part_pad, program, head, heads, sum_pad_k, sum_pad_v, D, PAD_D)
+        store_pad(part_pad, program, head, heads, sum_pad_k, sum_pad_v, D, PAD_D)
 
 
 @triton.jit
 def _weights(q, k, at_q, at_k, bias, lse, scale, SHIFT: tl.constexpr, PRECISION: tl.constexpr):
     """Softmax weights of a tile, from what the forward pass kept of each row."""
-    return tl.exp(_logits(q, k, at_q, at_k, bias, scale, SHIFT, 1, PRECISION) - lse[:, None])
+    return tl.exp(logits_of(q, k, at_q, at_k, bias, scale, SHIFT, 1, PRECISION) - lse[:, None])
 
 
 @triton.jit
@@ -265,22 +165,22 @@ def backward_q_kernel(
     first, last = _first_and_last(program, run, splits, inner)
     sum_q = tl.zeros([SIZE, PAD_D], tl.float32)
     for unit in range(first, last):
-        at_q = _locate(slot_q, unit, shape, WINDOW, SHIFT, 1)
+        at_q = locate(slot_q, unit, shape, WINDOW, SHIFT, 1)
         image, row, column, on_map, _, _, token_q, _ = at_q
-        tile_q = _load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
+        tile_q = load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
         tile_out = load_tile(out, strides_out, image, row, column, head, on_map, D, PAD_D)
         row_delta = tl.sum(tile_grad.to(tl.float32) * tile_out.to(tl.float32), 1)
-        tl.store(delta + _row_place(at_q, shape, head), row_delta, mask=on_map)
-        row_lse = tl.load(lse + _row_place(at_q, shape, head), mask=on_map, other=float("inf"))
+        tl.store(delta + row_place(at_q, shape, head), row_delta, mask=on_map)
+        row_lse = tl.load(lse + row_place(at_q, shape, head), mask=on_map, other=float("inf"))
         tile_grad_q = tl.zeros([SIZE, PAD_D], tl.float32)
         for start in range(0, TOKENS, SIZE):
-            at_k = _locate(start + tl.arange(0, SIZE), unit, shape, WINDOW, SHIFT, 1)
-            tile_k = _load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
-            tile_v = _load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
+            at_k = locate(start + tl.arange(0, SIZE), unit, shape, WINDOW, SHIFT, 1)
+            tile_k = load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
+            tile_v = load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
             tile_bias = None
             if bias is not None:
-                tile_bias = _load_bias(bias, head, token_q, at_k[6], TOKENS)
+                tile_bias = load_bias(bias, head, token_q, at_k[6], TOKENS)
             weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
             grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
             tile_grad_q += tl.dot((grad_logits * scale).to(tile_k.dtype), tile_k, input_precision=PRECISION)
@@ -289,7 +189,7 @@ def backward_q_kernel(
         else:
             store_tile(grad_q, strides_out, image, row, column, head, on_map, tile_grad_q, D, PAD_D)
     if SHARED:
-        _store_queries(part_q, program, head, heads, slot_q, sum_q, TOKENS, D, PAD_D)
+        store_queries(part_q, program, head, heads, slot_q, sum_q, TOKENS, D, PAD_D)
 
 
 @triton.jit
@@ -307,20 +207,20 @@ def backward_kv_kernel(
     program = tl.program_id(0) // heads
     slot = tl.arange(0, SIZE)
     unit = program // BLOCKS
-    at_k = _locate(program % BLOCKS * SIZE + slot, unit, shape, WINDOW, SHIFT, 1)
-    tile_k = _load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
-    tile_v = _load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
+    at_k = locate(program % BLOCKS * SIZE + slot, unit, shape, WINDOW, SHIFT, 1)
+    tile_k = load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
+    tile_v = load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
     tile_grad_k, tile_grad_v = tl.zeros([SIZE, PAD_D], tl.float32), tl.zeros([SIZE, PAD_D], tl.float32)
     for start in range(0, TOKENS, SIZE):
-        at_q = _locate(start + slot, unit, shape, WINDOW, SHIFT, 1)
+        at_q = locate(start + slot, unit, shape, WINDOW, SHIFT, 1)
         image, row, column, on_map, _, _, _, _ = at_q
-        tile_q = _load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
+        tile_q = load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
-        row_lse = tl.load(lse + _row_place(at_q, shape, head), mask=on_map, other=float("inf"))
-        row_delta = tl.load(delta + _row_place(at_q, shape, head), mask=on_map, other=0.0)
+        row_lse = tl.load(lse + row_place(at_q, shape, head), mask=on_map, other=float("inf"))
+        row_delta = tl.load(delta + row_place(at_q, shape, head), mask=on_map, other=0.0)
         tile_bias = None
         if bias is not None:
-            tile_bias = _load_bias(bias, head, at_q[6], at_k[6], TOKENS)
+            tile_bias = load_bias(bias, head, at_q[6], at_k[6], TOKENS)
         weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
         grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
         tile_grad_v += tl.dot(tl.trans(weights.to(tile_q.dtype)), tile_grad, input_precision=PRECISION)
@@ -330,8 +230,8 @@ def backward_kv_kernel(
     store_tile(grad_k, strides_out, image, row, column, head, on_map, tile_grad_k, D, PAD_D)
     store_tile(grad_v, strides_out, image, row, column, head, on_map, tile_grad_v, D, PAD_D)
     if part_pad is not None:
-        sum_k, sum_v = _sum_pad(at_k, tile_grad_k), _sum_pad(at_k, tile_grad_v)
-        _store_pad(part_pad, program, head, heads, sum_k, sum_v, D, PAD_D)
+        sum_k, sum_v = sum_pad(at_k, tile_grad_k), sum_pad(at_k, tile_grad_v)
+        store_pad(part_pad, program, head, heads, sum_k, sum_v, D, PAD_D)
 
 
 @triton.jit
@@ -351,19 +251,19 @@ def backward_bias_kernel(
     first, last = _first_and_last(program, run, splits, inner)
     slot_q = block // BLOCKS * SIZE + tl.arange(0, SIZE)
     slot_k = block % BLOCKS * SIZE + tl.arange(0, SIZE)
-    tile_bias = _load_bias(bias, head, slot_q % TOKENS, slot_k % TOKENS, TOKENS)
+    tile_bias = load_bias(bias, head, slot_q % TOKENS, slot_k % TOKENS, TOKENS)
     sum_bias = tl.zeros([SIZE, SIZE], tl.float32)
     for unit in range(first, last):
-        at_q = _locate(slot_q, unit, shape, WINDOW, SHIFT, 1)
-        at_k = _locate(slot_k, unit, shape, WINDOW, SHIFT, 1)
+        at_q = locate(slot_q, unit, shape, WINDOW, SHIFT, 1)
+        at_k = locate(slot_k, unit, shape, WINDOW, SHIFT, 1)
         image, row, column, on_map, _, _, _, _ = at_q
-        tile_q = _load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
-        tile_k = _load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
-        tile_v = _load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
+        tile_q = load_queries(q, strides_q, at_q, head, WINDOW, SHARED, D, PAD_D)
+        tile_k = load_keys(k, strides_k, pad_key, at_k, head, D, PAD_D)
+        tile_v = load_keys(v, strides_v, pad_value, at_k, head, D, PAD_D)
         tile_grad = load_tile(grad, strides_grad, image, row, column, head, on_map, D, PAD_D)
-        row_lse = tl.load(lse + _row_place(at_q, shape, head), mask=on_map, other=float("inf"))
-        row_delta = tl.load(delta + _row_place(at_q, shape, head), mask=on_map, other=0.0)
+        row_lse = tl.load(lse + row_place(at_q, shape, head), mask=on_map, other=float("inf"))
+        row_delta = tl.load(delta + row_place(at_q, shape, head), mask=on_map, other=0.0)
         weights = _weights(tile_q, tile_k, at_q, at_k, tile_bias, row_lse, scale, SHIFT, PRECISION)
         grad_logits = _grad_logits(weights, tile_grad, tile_v, row_delta, PRECISION)
         sum_bias += grad_logits
-    _store_bias(part_bias, program, head, heads, slot_q, slot_k, sum_bias, TOKENS)
+    store_bias(part_bias, program, head, heads, slot_q, slot_k, sum_bias, TOKENS)
