@@ -1,6 +1,6 @@
 """timm's own model tests, run over the zoo's names. Needs the network once, to fetch timm's source distribution.
 
-    python -m tests.timm_suite              # every name; hours on a few cores
+    python -m tests.timm_suite              # every name; about three hours of one core, and 24 GB of memory
     python -m tests.timm_suite -k nano      # options are pytest's
 
 The tests are those of the installed version of timm, and so are its limits on image sizes and its lists of what is left
