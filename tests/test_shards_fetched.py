@@ -4,6 +4,7 @@ import http.server
 import multiprocessing
 import os
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -108,6 +109,21 @@ def test_the_cache_is_bounded(remote, tmp_path):
         remote(cache=str(tmp_path / "file/below")).splits()
 
 
+def test_room_is_counted_by_one_at_a_time(remote, monkeypatch):
+    """What another renames meanwhile would be counted by nobody, and the cache grow too large."""
+    counting, together = [], []
+
+    def check(cache):
+        counting.append(cache)
+        time.sleep(0.1)
+        together.append(len(counting))
+        counting.pop()
+
+    monkeypatch.setattr(ShardCache, "_check_room", check)
+    remote().splits()
+    assert together == [1] * 5
+
+
 def test_processes_fetch_a_shard_once(folder, tmp_path):
     """Four ranks open the same data at the same time."""
     shard, log = folder / "train-000000.tar", tmp_path / "log"
@@ -124,7 +140,7 @@ def test_processes_fetch_a_shard_once(folder, tmp_path):
     assert [process.exitcode for process in processes] == [0] * 4 and log.read_text() == "fetched\n"
 
 
-def test_a_file_that_another_process_renames_takes_no_room(tmp_path, monkeypatch):
+def test_a_file_that_another_process_removes_takes_no_room(tmp_path, monkeypatch):
     (tmp_path / "shard").write_bytes(bytes(1000))
     entries = list(os.scandir(tmp_path))
     (tmp_path / "gone").touch()

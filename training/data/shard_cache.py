@@ -101,8 +101,9 @@ class ShardCache:
                 called = pipe.args[0][0]
                 called = called if isinstance(called, str) else shlex.join(called)
                 raise OSError(f"status {pipe.status} of: {called}")
-            self._check_room()
-            os.replace(part, path)
+            with FileLock(self.folder / "room.lock"):  # a shard renamed while another counts would not be counted
+                self._check_room()
+                os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -123,7 +124,7 @@ class ShardCache:
     def _check_room(self) -> None:
         used = 0
         for entry in os.scandir(self.folder):
-            with suppress(FileNotFoundError):  # another thread or process has just renamed it
+            with suppress(FileNotFoundError):  # another thread or process has just given it up
                 used += entry.stat().st_size if entry.is_file() else 0
         if used > self.limit:
             raise InputError(
