@@ -31,10 +31,9 @@ def faster_as_convolution(x: Tensor, weight: Tensor) -> bool:
         return False
     if type(weight) not in (Tensor, nn.Parameter):  # such as a quantised one, whose product is its own affair
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4 or not is_product_slow():
-        return False
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and is_product_slow()
     # With a single thread PyTorch does not hand 1 x 1 convolutions to oneDNN.
-    if not torch.backends.mkldnn.is_available() or torch.get_num_threads() == 1:
+    if not on_cpu or x.dim() != 4 or torch.get_num_threads() == 1:
         return False
     # The convolution reorders its weights at every call, which must be little beside the map.
     return x.shape[3] >= LEAST_CHANNELS and x.numel() >= weight.numel()
@@ -42,9 +41,10 @@ def faster_as_convolution(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def is_product_slow() -> bool:
-    """Whether matrix products come from MKL on a CPU by AMD, as far as Linux says."""
+    """Whether products are MKL's, convolutions oneDNN's, and the CPU is one by AMD, as far as Linux says."""
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     cpuinfo = Path("/proc/cpuinfo")
-    return torch.backends.mkl.is_available() and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
+    return both and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 
 
 def is_traced(x: Tensor) -> bool:
